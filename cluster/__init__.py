@@ -1,0 +1,1 @@
+"""Clusters: every provider yields a kubeconfig and the address of an ingress."""

@@ -1,0 +1,268 @@
+"""What a suite learns, as immutable records.
+
+A verdict is a pure function of these, so they must survive a JSON round trip unchanged: every field is a plain value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Level(StrEnum):
+    """How much a requirement binds (RFC 2119). A MAY is reported and never fails a run."""
+
+    MUST = "must"
+    SHOULD = "should"
+    MAY = "may"
+
+
+class Outcome(StrEnum):
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    ERROR = "error"
+    """The check itself could not be carried out: no evidence either way, so never a pass."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request and its answer, kept as evidence. ``request`` is a line that a person can run again."""
+
+    request: str
+    sent: str
+    status: str
+    received: str
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A known difference of a runtime version from the specification."""
+
+    reason: str
+    issue: str = ""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    id: str
+    suite: str
+    level: Level
+    outcome: Outcome
+    service: str
+    runtime: str
+    requirement: str
+    source: str
+    expected: str = ""
+    observed: str = ""
+    reason: str = ""
+    duration_s: float = 0.0
+    evidence: tuple[Exchange, ...] = ()
+    deviation: Deviation | None = None
+
+    @property
+    def group(self) -> str:
+        return self.id.rsplit(".", 1)[0]
+
+    @property
+    def known(self) -> bool:
+        """Failed in the way that the runtime's list of deviations says it does."""
+        return self.deviation is not None and self.outcome in (Outcome.FAILED, Outcome.ERROR)
+
+    @property
+    def gone(self) -> bool:
+        """Listed as a deviation, and yet it passed: the list is out of date, which is news as well."""
+        return self.deviation is not None and self.outcome is Outcome.PASSED
+
+    @property
+    def fails_run(self) -> bool:
+        """SHOULD and MAY are reported; a MUST, an error, or a list that is out of date decides."""
+        if self.gone:
+            return True
+        if self.known:
+            return False
+        if self.outcome is Outcome.ERROR:
+            return True
+        return self.outcome is Outcome.FAILED and self.level is Level.MUST
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number with its unit, how many observations made it, and its 95 % confidence interval where there is one."""
+
+    name: str
+    value: float
+    unit: str
+    n: int
+    service: str = ""
+    step: str = ""
+    ci_low: float | None = None
+    ci_high: float | None = None
+
+
+@dataclass(frozen=True)
+class TimelineEvent:
+    """``monotonic_s`` orders and compares; ``wall`` (UTC, ISO 8601) is for people."""
+
+    source: str
+    object: str
+    what: str
+    detail: str = ""
+    monotonic_s: float = field(default_factory=time.monotonic)
+    wall: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """Columns of a load stage, one row a request, in the order of the due times.
+
+    Times are int64 nanoseconds on one monotonic clock, counted from the start of the stage; -1 where the moment never
+    came (a request that was never answered has no first byte). ``done`` is always set: a request that failed is done
+    when it failed, so that errors stay in the sample.
+    """
+
+    service: str
+    step: str
+    due_ns: npt.NDArray[np.int64]
+    sent_ns: npt.NDArray[np.int64]
+    first_byte_ns: npt.NDArray[np.int64]
+    done_ns: npt.NDArray[np.int64]
+    status: npt.NDArray[np.int32]
+    bytes: npt.NDArray[np.int64]
+    error: npt.NDArray[np.int16]
+    """Index into ``error_classes``; 0 is no error."""
+    error_classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return int(self.due_ns.size)
+
+    @property
+    def latency_s(self) -> npt.NDArray[np.float64]:
+        """From the due time, so that a stalled server cannot hide its stall."""
+        return (self.done_ns - self.due_ns) / 1e9
+
+    @property
+    def service_time_s(self) -> npt.NDArray[np.float64]:
+        """From the actual send; only for requests that were sent."""
+        sent = self.sent_ns >= 0
+        return (self.done_ns[sent] - self.sent_ns[sent]) / 1e9
+
+    @property
+    def send_lag_s(self) -> npt.NDArray[np.float64]:
+        sent = self.sent_ns >= 0
+        return (self.sent_ns[sent] - self.due_ns[sent]) / 1e9
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """A load stage in numbers; the samples it was computed from lie beside it. Percentile keys: p50 … p99_9, max, mean."""
+
+    service: str
+    step: str
+    runtime: str
+    offered_rate_per_s: float
+    arrivals: str
+    duration_s: float
+    warmup_s: float
+    requests: int
+    errors: int
+    errors_by_class: dict[str, int]
+    achieved_rate_per_s: float
+    latency_s: dict[str, float]
+    latency_ci_s: dict[str, tuple[float, float]]
+    service_time_s: dict[str, float]
+    send_lag_s: dict[str, float]
+    error_rate_ci: tuple[float, float]
+    generator_cpu: float
+    valid: bool
+    invalid_reason: str
+    checked_answers: int
+    samples: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """Served against expected outputs over one path. ``worst_index`` is the element with the largest relative error."""
+
+    service: str
+    runtime: str
+    comparison: str
+    output: str
+    datatype: str
+    elements: int
+    max_abs_error: float
+    max_rel_error: float
+    max_ulp: int | None
+    argmax_agreement: float | None
+    worst_index: tuple[int, ...]
+    worst_expected: str
+    worst_observed: str
+    tolerance: str
+    within: bool
+
+
+Record = CheckResult | Measurement | TimelineEvent | SampleBatch | LoadResult | ParityResult
+
+
+def to_json(record: Any) -> dict[str, Any]:
+    return {item.name: _plain(getattr(record, item.name)) for item in dataclasses.fields(record)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_json(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def check_from_json(data: dict[str, Any]) -> CheckResult:
+    deviation = data.get("deviation")
+    return CheckResult(
+        **{
+            **data,
+            "level": Level(data["level"]),
+            "outcome": Outcome(data["outcome"]),
+            "evidence": tuple(Exchange(**item) for item in data.get("evidence", ())),
+            "deviation": Deviation(**deviation) if deviation else None,
+        }
+    )
+
+
+def load_from_json(data: dict[str, Any]) -> LoadResult:
+    floats = {
+        key: {name: float(value) for name, value in data[key].items()}
+        for key in ("latency_s", "service_time_s", "send_lag_s")
+    }
+    intervals = {name: (float(low), float(high)) for name, (low, high) in data["latency_ci_s"].items()}
+    low, high = data["error_rate_ci"]
+    return LoadResult(**{**data, **floats, "latency_ci_s": intervals, "error_rate_ci": (float(low), float(high))})
+
+
+def parity_from_json(data: dict[str, Any]) -> ParityResult:
+    return ParityResult(
+        **{
+            **data,
+            "max_abs_error": float(data["max_abs_error"]),
+            "max_rel_error": float(data["max_rel_error"]),
+            "worst_index": tuple(data["worst_index"]),
+        }
+    )
+
+
+def measurement_from_json(data: dict[str, Any]) -> Measurement:
+    return Measurement(**{**data, "value": float(data["value"])})

@@ -1,0 +1,66 @@
+"""Statistics of latency samples. All functions are pure."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats as _scipy
+
+PERCENTILES: dict[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
+
+Samples = npt.NDArray[np.float64]
+
+
+def percentile(ordered: Samples, q: float) -> float:
+    """The smallest sample with at least a share ``q`` of all samples at or below it (nearest rank): a value that
+    really occurred. ``ordered`` is ascending and not empty."""
+    if ordered.size == 0:
+        raise ValueError("a percentile of no samples does not exist")
+    rank = max(1, math.ceil(q * ordered.size - 1e-9))
+    return float(ordered[rank - 1])
+
+
+def percentile_interval(ordered: Samples, q: float, confidence: float = 0.95) -> tuple[float, float] | None:
+    """A distribution-free confidence interval of a percentile, by order statistics (binomial ranks).
+
+    None where the sample is too small to hold one: there is no rank above p99.9 in 100 samples.
+    Source: David and Nagaraja, Order Statistics, 7.1.
+    """
+    n = int(ordered.size)
+    if n == 0:
+        return None
+    tail = (1 - confidence) / 2
+    low = int(_scipy.binom.ppf(tail, n, q))
+    high = int(_scipy.binom.ppf(1 - tail, n, q)) + 1
+    if low < 1 or high > n:
+        return None
+    return float(ordered[low - 1]), float(ordered[high - 1])
+
+
+def summarize(values: Samples) -> dict[str, float]:
+    """p50, p90, p95, p99, p99_9, max and mean of a sample that is not empty."""
+    ordered = np.sort(values)
+    summary = {name: percentile(ordered, q) for name, q in PERCENTILES.items()}
+    summary["max"] = float(ordered[-1])
+    summary["mean"] = float(ordered.mean())
+    return summary
+
+
+def percentile_intervals(values: Samples) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the percentiles for which the sample is large enough."""
+    ordered = np.sort(values)
+    intervals = {name: percentile_interval(ordered, q) for name, q in PERCENTILES.items()}
+    return {name: interval for name, interval in intervals.items() if interval is not None}
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a proportion; (0, 1) of no observations."""
+    if n == 0:
+        return 0.0, 1.0
+    z = float(_scipy.norm.ppf(1 - (1 - confidence) / 2))
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,1 @@
+"""Reference runtimes, one folder each; every one runs in its own environment."""
