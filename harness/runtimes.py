@@ -1,0 +1,241 @@
+"""The catalog of reference runtimes and models: ``runtimes/<name>/runtime.yaml`` and ``runtimes/models/catalog.yaml``."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.environments import Progress, build_environment, cache_directory, environment_path, exclusive, is_built
+from harness.errors import EnvironmentError_, RuntimeSpecError
+from harness.records import Deviation
+
+_M = TypeVar("_M", bound=BaseModel)
+CATALOG = Path(__file__).resolve().parent.parent / "runtimes"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RuntimeVersion(_Strict):
+    image: str
+    """The image that stands for this version in manifests."""
+    requirements: str | None = None
+    """A requirements file beside runtime.yaml; none runs in servecert's own environment."""
+
+
+class RuntimeSpec(_Strict):
+    name: str
+    description: str
+    default: str
+    versions: dict[str, RuntimeVersion]
+    command: list[str]
+    """Local command. Placeholders: {python} {host} {http_port} {grpc_port} {metrics_port} {model_name} {model_dir}
+    {runtime_dir}."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """With the same placeholders."""
+    ports: dict[Literal["http", "grpc", "metrics"], int]
+    """Container ports, as in the ServingRuntime manifest."""
+    protocols: list[Literal["rest", "binary", "grpc", "repository", "openai"]]
+    model_formats: list[str]
+    serving_runtime: dict[str, Any]
+    """Spec of the ServingRuntime; the container's image is filled in from the version."""
+
+
+class KnownDeviation(_Strict):
+    check: str
+    versions: list[str]
+    reason: str
+    models: list[str] = Field(default_factory=list)
+    """Empty: whatever the model."""
+    issue: str = ""
+
+
+class ModelSpec(_Strict):
+    name: str
+    description: str
+    format: str
+    builder: str
+    runtime: str
+    """The runtime in whose environment the model is built, because its framework lives there."""
+    arguments: list[str] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime at one version."""
+
+    spec: RuntimeSpec
+    version: str
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.spec.name}@{self.version}"
+
+    @property
+    def image(self) -> str:
+        return self.spec.versions[self.version].image
+
+    def requirements(self) -> str | None:
+        file = self.spec.versions[self.version].requirements
+        return (self.directory / file).read_text() if file else None
+
+    @property
+    def installed(self) -> bool:
+        text = self.requirements()
+        return text is None or is_built(environment_path(self.name.replace("@", "-"), text))
+
+    def python(self, progress: Progress = lambda line: None, stop: threading.Event | None = None) -> Path:
+        """The interpreter of the runtime's environment, which is built first if need be."""
+        text = self.requirements()
+        if text is None:
+            return Path(sys.executable)
+        return build_environment(self.name.replace("@", "-"), text, progress, stop) / "bin" / "python"
+
+    def deviations(self) -> list[KnownDeviation]:
+        path = self.directory / "deviations.yaml"
+        if not path.exists():
+            return []
+        data = yaml.safe_load(path.read_text()) or []
+        entries = [_validate(KnownDeviation, item, path) for item in data]
+        return [entry for entry in entries if self.version in entry.versions]
+
+    def deviations_for(self, model: str) -> dict[str, Deviation]:
+        return {
+            entry.check: Deviation(entry.reason, entry.issue)
+            for entry in self.deviations()
+            if not entry.models or model in entry.models
+        }
+
+    def serving_runtime(self, name: str, kind: str = "ServingRuntime") -> dict[str, Any]:
+        """The manifest with this version's image in its first container."""
+        spec = {**self.spec.serving_runtime}
+        first, *others = spec["containers"]
+        spec["containers"] = [{**first, "image": self.image}, *others]
+        return {
+            "apiVersion": "serving.kserve.io/v1alpha1",
+            "kind": kind,
+            "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "servecert"}},
+            "spec": spec,
+        }
+
+    def local_command(self, python: Path, values: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+        """Arguments and environment variables with the placeholders filled in."""
+        filled = {**values, "python": str(python), "runtime_dir": str(self.directory)}
+        command = [_fill(part, filled) for part in self.spec.command]
+        return command, {key: _fill(value, filled) for key, value in self.spec.environment.items()}
+
+
+def _fill(text: str, values: dict[str, str]) -> str:
+    return re.sub(r"\{([a-z_]+)\}", lambda match: values.get(match[1], match[0]), text)
+
+
+def _validate(model: type[_M], data: Any, path: Path) -> _M:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise RuntimeSpecError(f"{path}: {problems}") from error
+
+
+@functools.cache
+def runtime_specs() -> dict[str, tuple[RuntimeSpec, Path]]:
+    found = {}
+    for path in sorted(CATALOG.glob("*/runtime.yaml")):
+        spec = _validate(RuntimeSpec, yaml.safe_load(path.read_text()), path)
+        found[spec.name] = (spec, path.parent)
+    return found
+
+
+def find_runtime(text: str) -> Runtime:
+    """``name`` or ``name@version``. Raises RuntimeSpecError listing what there is."""
+    name, _, version = text.partition("@")
+    if name not in runtime_specs():
+        raise RuntimeSpecError(f"unknown runtime {name!r}; there are {', '.join(runtime_specs())}")
+    spec, directory = runtime_specs()[name]
+    version = version or spec.default
+    if version not in spec.versions:
+        raise RuntimeSpecError(f"runtime {name!r} has no version {version!r}; it has {', '.join(spec.versions)}")
+    return Runtime(spec, version, directory)
+
+
+def runtime_of_image(image: str) -> Runtime | None:
+    """The runtime whose image this is; None where no runtime folder names it."""
+    for spec, directory in runtime_specs().values():
+        for version, described in spec.versions.items():
+            if described.image == image:
+                return Runtime(spec, version, directory)
+    return None
+
+
+@functools.cache
+def model_specs() -> dict[str, ModelSpec]:
+    path = CATALOG / "models" / "catalog.yaml"
+    specs = [_validate(ModelSpec, item, path) for item in yaml.safe_load(path.read_text())]
+    return {spec.name: spec for spec in specs}
+
+
+def find_model(name: str) -> ModelSpec:
+    """Raises RuntimeSpecError listing what there is."""
+    if name not in model_specs():
+        raise RuntimeSpecError(f"unknown model {name!r}; there are {', '.join(model_specs())}")
+    return model_specs()[name]
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """``artifacts`` is what a storageUri points at; ``golden`` the expected outputs beside it."""
+
+    spec: ModelSpec
+    directory: Path
+
+    @property
+    def artifacts(self) -> Path:
+        return self.directory / "artifacts"
+
+    @property
+    def golden(self) -> Path:
+        return self.directory / "golden.npz"
+
+
+def build_model(name: str, progress: Progress = lambda line: None) -> BuiltModel:
+    """Builds the model with the framework of its runtime, once. Raises EnvironmentError_ with the builder's output."""
+    spec = find_model(name)
+    builder = CATALOG / "models" / spec.builder
+    runtime = find_runtime(spec.runtime)
+    python = runtime.python(progress)
+    sources = [builder, CATALOG / "models" / "golden.py"]
+    made_of = b"\0".join([path.read_bytes() for path in sources] + [str(python).encode(), " ".join(spec.arguments).encode()])
+    path = cache_directory() / "models" / f"{name}-{hashlib.sha256(made_of).hexdigest()[:16]}"
+    built = BuiltModel(spec, path)
+    if (path / "complete").exists():
+        return built
+    with exclusive(path.with_suffix(".lock")):
+        if (path / "complete").exists():
+            return built
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        progress(f"building the model {name}")
+        result = subprocess.run(
+            [str(python), str(builder), "--out", str(path), *spec.arguments],
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+            env={**os.environ, "PYTHONPATH": str(CATALOG / "models")},
+        )
+        if result.returncode != 0:
+            shutil.rmtree(path, ignore_errors=True)
+            raise EnvironmentError_(f"building the model {name} failed:\n{(result.stdout + result.stderr)[-2000:]}")
+        (path / "complete").touch()
+    return built
