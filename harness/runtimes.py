@@ -42,7 +42,7 @@ class RuntimeSpec(_Strict):
     default: str
     versions: dict[str, RuntimeVersion]
     command: list[str]
-    """Local command. Placeholders: {python} {host} {http_port} {grpc_port} {metrics_port} {model_name} {model_dir}
+    """Local command. Placeholders: {python} {bin} {host} {http_port} {grpc_port} {metrics_port} {model_name} {model_dir}
     {runtime_dir}."""
     environment: dict[str, str] = Field(default_factory=dict)
     """With the same placeholders."""
@@ -134,7 +134,7 @@ class Runtime:
 
     def local_command(self, python: Path, values: dict[str, str]) -> tuple[list[str], dict[str, str]]:
         """Arguments and environment variables with the placeholders filled in."""
-        filled = {**values, "python": str(python), "runtime_dir": str(self.directory)}
+        filled = {**values, "python": str(python), "bin": str(python.parent), "runtime_dir": str(self.directory), "catalog_parent": str(CATALOG.parent)}
         command = [_fill(part, filled) for part in self.spec.command]
         return command, {key: _fill(value, filled) for key, value in self.spec.environment.items()}
 

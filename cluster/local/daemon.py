@@ -1,0 +1,171 @@
+"""The embedded cluster's process: API server, controllers, kubelet and gateway on one event loop.
+
+``python -m cluster.local.daemon --directory DIR``. Writes ``kubeconfig`` (mode 0600) and then ``cluster.json`` into the
+directory, and ends on SIGTERM, or when the process that holds the other end of ``--parent-fd`` ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import trustme
+import uvicorn
+import uvloop
+import yaml
+
+from cluster.local.apiserver import ApiServer
+from cluster.local.gateway import Gateway
+from cluster.local.inferenceservice import Controller
+from cluster.local.pods import Kubelet
+from cluster.local.resources import BY_KIND
+from cluster.local.routes import RouteTable
+from cluster.local.storage import Storage
+from cluster.local.store import Store
+from harness.runstore import write_atomic
+from harness.runtimes import find_runtime, runtime_specs
+
+HOST = "127.0.0.1"
+
+
+class _Server(uvicorn.Server):
+    """Signals belong to the daemon."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _kubeconfig(port: int, ca: bytes, token: str) -> str:
+    name = "servecert-local"
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": name,
+            "clusters": [
+                {
+                    "name": name,
+                    "cluster": {
+                        "server": f"https://{HOST}:{port}",
+                        "certificate-authority-data": base64.b64encode(ca).decode(),
+                    },
+                }
+            ],
+            "users": [{"name": name, "user": {"token": token}}],
+            "contexts": [{"name": name, "context": {"cluster": name, "user": name, "namespace": "default"}}],
+        },
+        sort_keys=False,
+    )
+
+
+def seed(store: Store) -> None:
+    """What a fresh cluster with KServe has: namespaces, the default service account, a runtime for each folder."""
+    for name in ("default", "kube-system", "kserve"):
+        store.create(
+            BY_KIND["Namespace"],
+            {"metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}}, "status": {"phase": "Active"}},
+        )
+        store.create(BY_KIND["ServiceAccount"], {"metadata": {"name": "default", "namespace": name}})
+    for name in runtime_specs():
+        runtime = find_runtime(name)
+        store.create(BY_KIND["ClusterServingRuntime"], runtime.serving_runtime(f"servecert-{name}", "ClusterServingRuntime"))
+
+
+async def serve(arguments: argparse.Namespace) -> int:
+    directory = Path(arguments.directory)
+    token = secrets.token_urlsafe(32)
+    store = Store()
+    seed(store)
+    mirrors = json.loads(arguments.mirrors)
+    kubelet = Kubelet(store, directory / "pods", Storage(directory / "volumes", mirrors))
+    routes = RouteTable(arguments.domain)
+    kubelet.drained = routes.drained
+    controller = Controller(store, kubelet, routes)
+    gateway = Gateway(routes)
+    api = ApiServer(store, kubelet, token, bookmark_s=arguments.bookmark_seconds)
+
+    ca = trustme.CA()
+    certificate = ca.issue_cert(HOST, "localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    try:
+        listener = socket.create_server((HOST, arguments.api_port), backlog=256)
+        ingress_port = await gateway.start(HOST, arguments.ingress_port)
+    except OSError as error:
+        print(f"cannot listen on {HOST}: {error.strerror}", file=sys.stderr)
+        return 3
+    api_port = listener.getsockname()[1]
+    config = uvicorn.Config(
+        api, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=60, ws="none", timeout_graceful_shutdown=2
+    )
+    config.load()
+    config.ssl = context
+    server = _Server(config)
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, stop.set)
+    if arguments.parent_fd >= 0:
+        loop.add_reader(arguments.parent_fd, stop.set)
+
+    kubelet.start()
+    controller.start()
+    reconciling = asyncio.create_task(controller.run())
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.002)
+    write_atomic(directory / "kubeconfig", _kubeconfig(api_port, ca.cert_pem.bytes(), token), mode=0o600)
+    state = {
+        "pid": os.getpid(),
+        "api": f"https://{HOST}:{api_port}",
+        "ingress": f"{HOST}:{ingress_port}",
+        "kubeconfig": str(directory / "kubeconfig"),
+        "domain": arguments.domain,
+    }
+    write_atomic(directory / "cluster.json", json.dumps(state, indent=2) + "\n", mode=0o600)
+    await stop.wait()
+    if arguments.parent_fd >= 0:
+        loop.remove_reader(arguments.parent_fd)
+    api.closing.set()
+    controller.stop()
+    reconciling.cancel()
+    await kubelet.stop()
+    await gateway.stop()
+    server.should_exit = True
+    await asyncio.gather(serving, reconciling, return_exceptions=True)
+    (directory / "cluster.json").unlink(missing_ok=True)
+    (directory / "kubeconfig").unlink(missing_ok=True)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="servecert-cluster")
+    parser.add_argument("--directory", required=True)
+    parser.add_argument("--api-port", type=int, default=0)
+    parser.add_argument("--ingress-port", type=int, default=0)
+    parser.add_argument("--domain", default="example.com")
+    parser.add_argument("--parent-fd", type=int, default=-1)
+    parser.add_argument("--bookmark-seconds", type=float, default=10.0)
+    parser.add_argument("--mirrors", default="{}", help="JSON object of URI prefixes to local directories")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    os.umask(0o077)
+    return uvloop.run(serve(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Builders of small models, deterministic from their seeds, with golden inputs and outputs."""
