@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from cluster.local import openapi, patches
+from cluster.local import openapi, openapi_protobuf, patches
 from cluster.local.resources import BY_KEY, RESOURCES, Object, ResourceType, table
 from cluster.local.selectors import field_selector, label_selector
 from cluster.local.store import ApiError, Change, Store, Watch, conflict
@@ -191,9 +191,8 @@ class ApiServer:
     def _openapi_v2(self, request: Request) -> Response:
         accept = request.headers.get("accept", "")
         if "proto-openapi" in accept and "application/json" not in accept:
-            from cluster.local.openapi_protobuf import CONTENT_TYPE, document
-
-            return Response(document(openapi.openapi_v2()), media_type=CONTENT_TYPE)
+            document = openapi_protobuf.document(openapi.openapi_v2())
+            return Response(document, media_type=openapi_protobuf.CONTENT_TYPE)
         return JSONResponse(openapi.openapi_v2())
 
     def _target(self, parts: list[str]) -> Target:

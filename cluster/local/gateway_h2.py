@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 from urllib.parse import quote
 
 import h2.config
@@ -112,9 +113,8 @@ class PodConnection(asyncio.Protocol):
         self.side: Side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8", validate_inbound_headers=False)
-        self.side = Side(h2.connection.H2Connection(config), transport)
+        self.side = Side(h2.connection.H2Connection(config), cast(asyncio.Transport, transport))
         _configure(self.side.connection)
         self.side.flush()
 

@@ -12,10 +12,12 @@ from typing import Any
 
 from cluster.local.resources import RESOURCES, Object, ResourceType
 
-_LIST = re.compile(r"list\[(.+)\]")
-_DICT = re.compile(r"dict\([^,]+, (.+)\)")
+# Both spellings of the client's generators: list[X] and dict(str, X), List[X] and Dict[str, X].
+_LIST = re.compile(r"[lL]ist\[(.+)\]")
+_DICT = re.compile(r"(?:dict\(|Dict\[)[^,]+, (.+)[\])]")
 _SCALARS: dict[str, Object] = {
     "str": {"type": "string"},
+    "bytes": {"type": "string", "format": "byte"},
     "int": {"type": "integer"},
     "float": {"type": "number"},
     "bool": {"type": "boolean"},

@@ -237,6 +237,10 @@ class Kubelet:
             else:
                 self._container_status(status, pod)
 
+        bound = self._pod(worker)
+        if bound is not None:
+            bound["spec"]["nodeName"] = NODE
+            self.store.update(PODS, bound)
         self._status(worker, scheduled)
         self._event(worker, "Scheduled", f"Successfully assigned {worker.namespace}/{worker.name} to {NODE}")
         (worker.directory / "logs").mkdir(parents=True, exist_ok=True)
