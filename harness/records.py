@@ -69,7 +69,8 @@ class CheckResult:
 
     @property
     def group(self) -> str:
-        return self.id.rsplit(".", 1)[0]
+        """``rest.errors`` of ``rest.errors.empty_body.status``."""
+        return ".".join(self.id.split(".")[:2])
 
     @property
     def known(self) -> bool:

@@ -1,0 +1,43 @@
+"""A served model as the suites see it: where it is, what it is called, and what is known about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from harness.errors import UsageError
+from harness.protocol.tensors import Tensor
+from harness.records import Deviation
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """``host`` and ``authority`` are the names to ask for where the address is an ingress; empty: the address itself."""
+
+    service: str
+    runtime: str
+    url: str
+    model: str
+    host: str = ""
+    grpc_address: str = ""
+    golden: Path | None = None
+    payload: tuple[Tensor, ...] = ()
+    deviations: dict[str, Deviation] = field(default_factory=dict)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.url)
+        return parts.hostname or "", parts.port or 80
+
+
+def check_url(url: str) -> str:
+    """A base URL without a trailing slash. Raises UsageError; https is not spoken by the load engine yet."""
+    parts = urlsplit(url)
+    try:
+        port_fits = parts.port is None or 0 < parts.port < 65536
+    except ValueError:
+        port_fits = False
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_fits:
+        raise UsageError(f"expected a URL such as http://127.0.0.1:8080, got {url!r}")
+    return url.rstrip("/")

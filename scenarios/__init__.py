@@ -1,0 +1,1 @@
+"""Suites that judge a serving cluster, and ready-made scenario files."""

@@ -1,0 +1,52 @@
+"""Conformance to the Open Inference Protocol (v2): one function a requirement, grouped as in the specification."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from harness.checks import Check, Registry, run_checks
+from harness.endpoint import Endpoint
+from harness.errors import UsageError
+from harness.records import CheckResult
+from scenarios.suites.conformance import grpc_checks, rest_errors, rest_infer, rest_metadata
+from scenarios.suites.conformance.sources import REGISTRY
+from scenarios.suites.conformance.target import open_target
+
+__all__ = ["PROFILES", "REGISTRY", "Registry", "conformance", "grpc_checks", "rest_errors", "rest_infer", "rest_metadata", "select"]
+
+PROFILES: dict[str, tuple[str, ...]] = {
+    "rest": (
+        "rest.health",
+        "rest.server_metadata",
+        "rest.model_metadata",
+        "rest.model_ready",
+        "rest.infer",
+        "rest.errors",
+    ),
+    "grpc": ("grpc.health", "grpc.metadata", "grpc.infer"),
+}
+
+
+def select(profiles: Sequence[str]) -> list[Check]:
+    """The checks of the profiles, in their order. Raises UsageError for an unknown profile."""
+    groups: list[str] = []
+    for profile in profiles:
+        if profile not in PROFILES:
+            raise UsageError(f"unknown profile {profile!r}; expected one of {', '.join(PROFILES)}")
+        groups += PROFILES[profile]
+    return REGISTRY.in_groups(groups)
+
+
+async def conformance(endpoint: Endpoint, profiles: Sequence[str]) -> AsyncIterator[CheckResult]:
+    """Raises UnreachableError when the server does not answer at all; everything after that is a result."""
+    checks = select(profiles)
+    async with open_target(endpoint, use_grpc="grpc" in profiles) as target:
+        async for result in run_checks(
+            checks,
+            target,
+            suite="conformance",
+            service=endpoint.service,
+            runtime=endpoint.runtime,
+            deviations=endpoint.deviations,
+        ):
+            yield result

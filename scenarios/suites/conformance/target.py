@@ -1,0 +1,246 @@
+"""What the conformance checks ask: a server, one of its models, and payloads that the model takes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from harness.checks import CheckFailed, Skip
+from harness.endpoint import Endpoint
+from harness.errors import ProtocolError, ServecertError, UnreachableError
+from harness.golden import GoldenCase, read_golden
+from harness.protocol.grpc_client import GrpcClient, GrpcStatusError, specs
+from harness.protocol.messages import MESSAGES
+from harness.protocol.rest import RestAnswer, RestClient, json_request
+from harness.protocol.tensors import Tensor, TensorSpec, example_tensor
+from harness.protocol.transcript import note, recording
+from harness.records import Exchange
+
+
+@dataclass
+class Target:
+    """``metadata`` is what REST says of the model, or gRPC where there is no REST; None where neither gives tensors."""
+
+    rest: RestClient
+    grpc: GrpcClient | None
+    model: str
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    versions: tuple[str, ...] = ()
+    golden: list[GoldenCase] = field(default_factory=list)
+    payload: tuple[Tensor, ...] = ()
+    _once: dict[str, tuple[Any, list[Exchange]]] = field(default_factory=dict)
+
+    # Payloads
+
+    @property
+    def has_payload(self) -> bool:
+        return bool(self.payload or self.golden or self.inputs)
+
+    def example(self, seed: int = 0) -> list[Tensor]:
+        """Inputs that the model takes: the payload given, a golden case, or made from the metadata."""
+        if self.payload:
+            return list(self.payload)
+        if self.golden:
+            singles = [case for case in self.golden if case.batch == self.golden[0].batch]
+            return list(singles[seed % len(singles)].inputs)
+        if not self.inputs:
+            raise Skip(NO_PAYLOAD)
+        return [example_tensor(spec, seed=seed * 31 + index) for index, spec in enumerate(self.inputs)]
+
+    @property
+    def free_batch(self) -> bool:
+        """Whether the first dimension is variable: by the metadata, else by golden cases of different batch size."""
+        if self.inputs:
+            return all(spec.shape and spec.shape[0] < 0 for spec in self.inputs)
+        return len({case.batch for case in self.golden}) > 1
+
+    def batch(self, count: int) -> list[Tensor]:
+        """The example repeated along the first dimension, rolled so that rows differ where the elements do."""
+        tensors = []
+        for tensor in self.example():
+            row = tensor.array.reshape(tensor.shape)[:1]
+            array = np.concatenate([row] * count)
+            tensors.append(Tensor(tensor.name, tensor.datatype, (count, *tensor.shape[1:]), array))
+        return tensors
+
+    def body(self, **fields: Any) -> dict[str, Any]:
+        """A valid request object, to be sent or spoilt."""
+        return json_request(self.example(), **fields)
+
+    def distinct(self, count: int) -> list[list[Tensor]]:
+        """``count`` requests with as many different inputs as there are to be had."""
+        return [self.example(seed) for seed in range(count)]
+
+    @property
+    def typed(self) -> bool:
+        """Whether every input can travel as gRPC contents."""
+        return all(tensor.datatype not in ("FP16", "BF16") for tensor in self.example())
+
+    def grpc_client(self) -> GrpcClient:
+        if self.grpc is None:
+            raise Skip(NO_GRPC)
+        return self.grpc
+
+    async def once(self, key: str, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """The answer to a question that several checks share; each keeps its exchange as evidence."""
+        if key not in self._once:
+            with recording() as exchanges:
+                try:
+                    result: Any = await ask()
+                except ServecertError as error:
+                    result = error
+            self._once[key] = (result, exchanges)
+        result, exchanges = self._once[key]
+        for exchange in exchanges:
+            note(exchange)
+        if isinstance(result, ServecertError):
+            raise result
+        return result
+
+
+NO_PAYLOAD = "the model's metadata name no inputs, and no payload or golden file was given"
+NO_GRPC = "no gRPC address was given"
+
+
+# What checks need of a target
+
+
+def payload(target: Target) -> str | None:
+    return None if target.has_payload else NO_PAYLOAD
+
+
+def metadata(target: Target) -> str | None:
+    return None if target.inputs or target.outputs else "the model's metadata name no tensors"
+
+
+def free_batch(target: Target) -> str | None:
+    if reason := payload(target):
+        return reason
+    return None if target.free_batch else "the first dimension of the inputs is not known to be variable"
+
+
+def versions(target: Target) -> str | None:
+    return None if target.versions else "the model's metadata list no versions"
+
+
+def second_input(target: Target) -> str | None:
+    if reason := payload(target):
+        return reason
+    return None if len(target.example()) > 1 else "the model has one input"
+
+
+def second_output(target: Target) -> str | None:
+    return None if len(target.outputs) > 1 else "the model's metadata name fewer than two outputs"
+
+
+def numeric_input(target: Target) -> str | None:
+    if reason := payload(target):
+        return reason
+    numeric = any(tensor.datatype not in ("BYTES", "BOOL") for tensor in target.example())
+    return None if numeric else "the model has no numeric input"
+
+
+def integer_input(target: Target) -> str | None:
+    if reason := payload(target):
+        return reason
+    narrow = any(tensor.datatype in ("INT8", "UINT8", "INT16", "UINT16", "INT32", "UINT32") for tensor in target.example())
+    return None if narrow else "the model has no integer input of 32 bits or less"
+
+
+def grpc(target: Target) -> str | None:
+    return None if target.grpc else NO_GRPC
+
+
+def grpc_payload(target: Target) -> str | None:
+    return grpc(target) or payload(target)
+
+
+def typed_contents(target: Target) -> str | None:
+    if reason := grpc_payload(target):
+        return reason
+    return None if target.typed else "an input is FP16 or BF16, which has no contents field"
+
+
+# Reading the server
+
+
+def body_of(answer: RestAnswer) -> dict[str, Any]:
+    """The JSON object of an answer that must be a success."""
+    if answer.status != 200:
+        raise CheckFailed("status 200", f"status {answer.status}: {answer.content[:300]!r}")
+    return answer.object()
+
+
+def data_of(outputs: Any) -> dict[str, Any]:
+    """Outputs by name, for comparing two answers whatever their shape of nesting."""
+    return {item.get("name"): (item.get("datatype"), _flat(item.get("data"))) for item in outputs}
+
+
+def _flat(data: Any) -> list[Any]:
+    if isinstance(data, list):
+        return [element for item in data for element in _flat(item)]
+    return [data]
+
+
+@contextlib.asynccontextmanager
+async def open_target(endpoint: Endpoint, *, use_grpc: bool = True) -> AsyncIterator[Target]:
+    """Raises UnreachableError when the server does not answer at all."""
+    async with contextlib.AsyncExitStack() as stack:
+        rest = await stack.enter_async_context(RestClient(endpoint.url, endpoint.model, host=endpoint.host))
+        grpc_client = None
+        if use_grpc and endpoint.grpc_address:
+            grpc_client = await stack.enter_async_context(
+                GrpcClient(endpoint.grpc_address, endpoint.model, authority=endpoint.host)
+            )
+        target = Target(rest, grpc_client, endpoint.model, payload=endpoint.payload)
+        if endpoint.golden:
+            target.golden = read_golden(endpoint.golden)
+        await _read_metadata(target)
+        yield target
+
+
+async def _read_metadata(target: Target) -> None:
+    try:
+        answer = await target.rest.get(target.rest.model_path)
+    except UnreachableError as error:
+        raise UnreachableError(
+            f"{error}; is the server up, and is the address right? Try: curl {target.rest.base_url}/v2/health/live"
+        ) from error
+    try:
+        body = answer.object() if answer.status == 200 else {}
+        target.inputs, target.outputs = _tensor_specs(body.get("inputs")), _tensor_specs(body.get("outputs"))
+        listed = body.get("versions")
+        target.versions = tuple(str(item) for item in listed) if isinstance(listed, list) else ()
+    except ProtocolError:
+        pass  # the metadata checks say what is wrong with it
+    if not target.inputs and target.grpc:
+        with contextlib.suppress(GrpcStatusError):
+            described = await target.grpc.call("ModelMetadata", MESSAGES["ModelMetadataRequest"](name=target.model))
+            target.inputs, target.outputs = specs(described.inputs), specs(described.outputs)
+
+
+def _tensor_specs(entries: Any) -> tuple[TensorSpec, ...]:
+    if not isinstance(entries, list):
+        return ()
+    found = []
+    for item in entries:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            found.append(TensorSpec(item["name"], item["datatype"], tuple(int(size) for size in item["shape"])))
+    return tuple(found)
+
+
+async def gather(count: int, ask: Callable[[int], Awaitable[Any]]) -> Sequence[Any]:
+    """``count`` questions at once; the first error ends them all."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_await(ask(index))) for index in range(count)]
+    return [task.result() for task in tasks]
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
