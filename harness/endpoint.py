@@ -13,7 +13,7 @@ from harness.records import Deviation
 
 @dataclass(frozen=True)
 class Endpoint:
-    """``host`` and ``authority`` are the names to ask for where the address is an ingress; empty: the address itself."""
+    """``host`` is the name to ask for where the address is an ingress; empty: the address itself."""
 
     service: str
     runtime: str

@@ -58,7 +58,8 @@ def read_payload(path: Path) -> list[Tensor]:
     try:
         body = json.loads(path.read_text())
         return [
-            from_json_data(item["name"], item["datatype"], tuple(item["shape"]), item["data"]) for item in body["inputs"]
+            from_json_data(item["name"], item["datatype"], tuple(item["shape"]), item["data"])
+            for item in body["inputs"]
         ]
     except (OSError, ValueError, KeyError, TypeError, ProtocolError) as error:
         raise UsageError(f'{path}: expected a v2 inference request, {{"inputs": [...]}}: {error}') from error

@@ -163,7 +163,7 @@ class SampleBatch:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """A load stage in numbers; the samples it was computed from lie beside it. Percentile keys: p50 … p99_9, max, mean."""
+    """A load stage in numbers; its samples lie beside it. Percentile keys: p50 … p99_9, max, mean."""
 
     service: str
     step: str

@@ -62,7 +62,9 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunStoreError(f"could not write {path}: {error.strerror}; free some space or choose another --out") from error
+        raise RunStoreError(
+            f"could not write {path}: {error.strerror}; free some space or choose another --out"
+        ) from error
 
 
 def describe_host() -> dict[str, Any]:
@@ -74,7 +76,9 @@ def describe_host() -> dict[str, Any]:
     }
 
 
-def package_versions(names: tuple[str, ...] = ("servecert", "numpy", "httpx", "grpcio", "protobuf", "kubernetes")) -> dict[str, str]:
+def package_versions(
+    names: tuple[str, ...] = ("servecert", "numpy", "httpx", "grpcio", "protobuf", "kubernetes"),
+) -> dict[str, str]:
     versions = {}
     for name in names:
         try:

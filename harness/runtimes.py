@@ -1,4 +1,4 @@
-"""The catalog of reference runtimes and models: ``runtimes/<name>/runtime.yaml`` and ``runtimes/models/catalog.yaml``."""
+"""The reference runtimes and models: ``runtimes/<name>/runtime.yaml`` and ``runtimes/models/catalog.yaml``."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class RuntimeSpec(_Strict):
     default: str
     versions: dict[str, RuntimeVersion]
     command: list[str]
-    """Local command. Placeholders: {python} {bin} {host} {http_port} {grpc_port} {metrics_port} {model_name} {model_dir}
-    {runtime_dir}."""
+    """Local command. Placeholders: {python} {bin} {host} {http_port} {grpc_port} {metrics_port} {model_name}
+    {model_dir} {runtime_dir} {catalog_parent}."""
     environment: dict[str, str] = Field(default_factory=dict)
     """With the same placeholders."""
     ports: dict[Literal["http", "grpc", "metrics"], int]
@@ -134,7 +134,13 @@ class Runtime:
 
     def local_command(self, python: Path, values: dict[str, str]) -> tuple[list[str], dict[str, str]]:
         """Arguments and environment variables with the placeholders filled in."""
-        filled = {**values, "python": str(python), "bin": str(python.parent), "runtime_dir": str(self.directory), "catalog_parent": str(CATALOG.parent)}
+        filled = {
+            **values,
+            "python": str(python),
+            "bin": str(python.parent),
+            "runtime_dir": str(self.directory),
+            "catalog_parent": str(CATALOG.parent),
+        }
         command = [_fill(part, filled) for part in self.spec.command]
         return command, {key: _fill(value, filled) for key, value in self.spec.environment.items()}
 
@@ -218,7 +224,9 @@ def build_model(name: str, progress: Progress = lambda line: None) -> BuiltModel
     runtime = find_runtime(spec.runtime)
     python = runtime.python(progress)
     sources = [builder, CATALOG / "models" / "golden.py"]
-    made_of = b"\0".join([path.read_bytes() for path in sources] + [str(python).encode(), " ".join(spec.arguments).encode()])
+    made_of = b"\0".join(
+        [path.read_bytes() for path in sources] + [str(python).encode(), " ".join(spec.arguments).encode()]
+    )
     path = cache_directory() / "models" / f"{name}-{hashlib.sha256(made_of).hexdigest()[:16]}"
     built = BuiltModel(spec, path)
     if (path / "complete").exists():
@@ -231,7 +239,10 @@ def build_model(name: str, progress: Progress = lambda line: None) -> BuiltModel
         progress(f"building the model {name}")
         result = subprocess.run(
             [str(python), str(builder), "--out", str(path), *spec.arguments],
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
             env={**os.environ, "PYTHONPATH": str(CATALOG / "models")},
         )
         if result.returncode != 0:

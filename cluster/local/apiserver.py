@@ -137,7 +137,9 @@ class ApiServer:
         method = request.method
         if method == "GET":
             if target.name:
-                return self._render_one(request, target.resource, self.store.get(target.resource, target.namespace, target.name))
+                return self._render_one(
+                    request, target.resource, self.store.get(target.resource, target.namespace, target.name)
+                )
             if query.get("watch") in ("true", "1"):
                 return self._watch(request, target, query)
             return self._list(request, target, query)
@@ -403,10 +405,14 @@ class ApiServer:
         metadata = body.setdefault("metadata", {})
         if target.resource.namespaced:
             if metadata.get("namespace", target.namespace) != target.namespace:
-                raise ApiError(400, "BadRequest", "the namespace of the object does not match the namespace of the request")
+                raise ApiError(
+                    400, "BadRequest", "the namespace of the object does not match the namespace of the request"
+                )
             metadata["namespace"] = target.namespace
         if not metadata.get("name") and not metadata.get("generateName"):
-            raise ApiError(422, "Invalid", f"{target.resource.kind} is invalid: metadata.name: Required value: name is required")
+            raise ApiError(
+                422, "Invalid", f"{target.resource.kind} is invalid: metadata.name: Required value: name is required"
+            )
         _default(target.resource, body)
         if query.get("dryRun"):
             return self._render_one(request, target.resource, _dry(body, self.store.version), 201)
@@ -441,7 +447,9 @@ class ApiServer:
             new = patches.merge_patch(live, body)
         elif kind == patches.STRATEGIC_PATCH:
             if resource.group:
-                raise ApiError(415, "UnsupportedMediaType", f"{resource.kind} is a custom resource: {kind} is not supported")
+                raise ApiError(
+                    415, "UnsupportedMediaType", f"{resource.kind} is a custom resource: {kind} is not supported"
+                )
             new = patches.strategic_merge(live, body)
         elif kind == patches.APPLY_PATCH:
             self._admit(resource, body, query)

@@ -76,12 +76,17 @@ def seed(store: Store) -> None:
     for name in ("default", "kube-system", "kserve"):
         store.create(
             BY_KIND["Namespace"],
-            {"metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}}, "status": {"phase": "Active"}},
+            {
+                "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+                "status": {"phase": "Active"},
+            },
         )
         store.create(BY_KIND["ServiceAccount"], {"metadata": {"name": "default", "namespace": name}})
     for name in runtime_specs():
         runtime = find_runtime(name)
-        store.create(BY_KIND["ClusterServingRuntime"], runtime.serving_runtime(f"servecert-{name}", "ClusterServingRuntime"))
+        store.create(
+            BY_KIND["ClusterServingRuntime"], runtime.serving_runtime(f"servecert-{name}", "ClusterServingRuntime")
+        )
 
 
 async def serve(arguments: argparse.Namespace) -> int:
@@ -109,7 +114,13 @@ async def serve(arguments: argparse.Namespace) -> int:
         return 3
     api_port = listener.getsockname()[1]
     config = uvicorn.Config(
-        api, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=60, ws="none", timeout_graceful_shutdown=2
+        api,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=60,
+        ws="none",
+        timeout_graceful_shutdown=2,
     )
     config.load()
     config.ssl = context

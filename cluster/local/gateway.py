@@ -20,7 +20,14 @@ from cluster.local.gateway_h2 import PREFACE, GrpcConnection
 from cluster.local.routes import Backend, Route, RouteTable
 
 _HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"te", b"upgrade", b"expect"}
-_REASONS = {400: "Bad Request", 404: "Not Found", 431: "Request Header Fields Too Large", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}
+_REASONS = {
+    400: "Bad Request",
+    404: "Not Found",
+    431: "Request Header Fields Too Large",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
 PATH_PREFIX = b"/serving/"
 HIGH_WATER = 1 << 20
 REPLAY_BYTES = 1 << 20
@@ -218,12 +225,18 @@ class Exchange:
         if self.finished:
             return
         body = json.dumps({"error": message}).encode()
-        lines = [f"HTTP/1.1 {status} {_REASONS[status]}", "content-type: application/json", f"content-length: {len(body)}"]
+        lines = [
+            f"HTTP/1.1 {status} {_REASONS[status]}",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+        ]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         keep = self.request_done and self.keep_alive
         if not keep:
             lines.append("connection: close")
-        self.client.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + (b"" if self.method == b"HEAD" else body))
+        self.client.transport.write(
+            "\r\n".join(lines).encode() + b"\r\n\r\n" + (b"" if self.method == b"HEAD" else body)
+        )
         self.finish(reusable=keep)
 
     def _expired(self, route: Route) -> None:

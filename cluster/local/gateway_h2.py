@@ -43,7 +43,7 @@ class Side:
 
 @dataclass(eq=False)
 class Stream:
-    """A client's stream and its twin at the pod. Pending items: (data, bytes to acknowledge), headers, or None (end)."""
+    """A client's stream and its twin at the pod. Pending: (data, bytes to acknowledge), headers, or None (end)."""
 
     client_id: int
     backend: Backend
@@ -71,7 +71,9 @@ def _configure(connection: h2.connection.H2Connection) -> None:
     connection.increment_flow_control_window(WINDOW)
 
 
-def _send(side: Side, stream_id: int, pending: deque[tuple[bytes, int] | Headers | None], source: Side | None, source_id: int) -> None:
+def _send(
+    side: Side, stream_id: int, pending: deque[tuple[bytes, int] | Headers | None], source: Side | None, source_id: int
+) -> None:
     """As much as the receiver's window takes; what is sent is acknowledged to its source."""
     connection = side.connection
     while pending:
@@ -139,8 +141,8 @@ class PodConnection(asyncio.Protocol):
             self.closed = True  # no new streams; those under way may finish
             return
         if isinstance(event, h2.events.WindowUpdated) and event.stream_id == 0:
-            for stream in list(self.streams.values()):
-                self.owner.push_to_pod(stream)
+            for waiting in list(self.streams.values()):
+                self.owner.push_to_pod(waiting)
             return
         stream = self.streams.get(getattr(event, "stream_id", 0) or 0)
         if stream is None:
@@ -208,8 +210,8 @@ class GrpcConnection(asyncio.Protocol):
             self._open(event.stream_id or 0, [(str(n), str(v)) for n, v in event.headers or []])
             return
         if isinstance(event, h2.events.WindowUpdated) and event.stream_id == 0:
-            for stream in list(self.streams.values()):
-                self.push_to_client(stream)
+            for waiting in list(self.streams.values()):
+                self.push_to_client(waiting)
             return
         stream = self.streams.get(getattr(event, "stream_id", 0) or 0)
         if isinstance(event, h2.events.DataReceived):
@@ -248,7 +250,9 @@ class GrpcConnection(asyncio.Protocol):
         backend = route.choose()
         if backend is None or backend.grpc_port is None:
             why = "no pod is ready" if backend is None else "its runtime does not serve gRPC"
-            self._refuse(stream_id, _UNAVAILABLE if backend is None else _UNIMPLEMENTED, f"{route.namespace}/{route.name}: {why}")
+            self._refuse(
+                stream_id, _UNAVAILABLE if backend is None else _UNIMPLEMENTED, f"{route.namespace}/{route.name}: {why}"
+            )
             return
         stream = Stream(stream_id, backend, route)
         self.streams[stream_id] = stream
@@ -284,7 +288,7 @@ class GrpcConnection(asyncio.Protocol):
 
     async def _dial(self, backend: Backend) -> PodConnection:
         loop = asyncio.get_running_loop()
-        _, pod = await loop.create_connection(lambda: PodConnection(self), backend.host, backend.grpc_port)
+        _, pod = await loop.create_connection(lambda: PodConnection(self), backend.host, cast(int, backend.grpc_port))
         return pod
 
     def push_to_pod(self, stream: Stream) -> None:

@@ -15,8 +15,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from cluster.local.pods import MODEL_LABEL, PODS, PORTS_ANNOTATION, Kubelet
 from cluster.local.podtemplate import InvalidSpec, build_template, template_hash
-from cluster.local.pods import MODEL_LABEL, PORTS_ANNOTATION, PODS, Kubelet
 from cluster.local.resources import BY_KIND, Object, condition, path
 from cluster.local.routes import Backend, RouteTable
 from cluster.local.store import ApiError, Change, Recorder, Store, now, owner_reference
@@ -205,7 +205,11 @@ class Controller:
 
     def _create_pod(self, revision: Object) -> None:
         metadata = revision["metadata"]
-        spec = {key: value for key, value in revision["spec"].items() if key not in ("timeoutSeconds", "containerConcurrency")}
+        spec = {
+            key: value
+            for key, value in revision["spec"].items()
+            if key not in ("timeoutSeconds", "containerConcurrency")
+        }
         digest = hashlib.sha256(metadata["uid"].encode()).hexdigest()[:10]
         self.store.create(
             PODS,
@@ -290,7 +294,9 @@ class Controller:
         metadata = isvc["metadata"]
         old = isvc.get("status", {})
         ready_pods = len(self._ready_pods(serving)) if serving else 0
-        rolled_out = created is not None and serving is not None and created["metadata"]["name"] == serving["metadata"]["name"]
+        rolled_out = (
+            created is not None and serving is not None and created["metadata"]["name"] == serving["metadata"]["name"]
+        )
         failure = self._failure(created) if created and not rolled_out else None
         up = ready_pods > 0
         if invalid:
@@ -298,12 +304,22 @@ class Controller:
         elif rolled_out:
             configuration = ("True", "", "")
         elif failure:
-            configuration = ("False", "RevisionFailed", f"Revision {failure['modelRevisionName']!r} failed: {failure['message']}")
+            configuration = (
+                "False",
+                "RevisionFailed",
+                f"Revision {failure['modelRevisionName']!r} failed: {failure['message']}",
+            )
         else:
             configuration = ("Unknown", "RevisionMissing" if created is None else "Deploying", "")
-        route = ("True", "", "") if up else ("Unknown" if not failure else "False", "RevisionMissing" if not serving else "NoReadyPods", "")
-        ready = ("True", "", "") if up and configuration[0] == "True" else (
-            configuration if configuration[0] != "True" else route
+        route = (
+            ("True", "", "")
+            if up
+            else ("Unknown" if not failure else "False", "RevisionMissing" if not serving else "NoReadyPods", "")
+        )
+        ready = (
+            ("True", "", "")
+            if up and configuration[0] == "True"
+            else (configuration if configuration[0] != "True" else route)
         )
         name, namespace = metadata["name"], metadata["namespace"]
         status: Object = {
@@ -349,10 +365,18 @@ class Controller:
         if ready[0] == "True" and was_ready != "True":
             self.recorder.event(isvc, "InferenceServiceReady", f"InferenceService [{name}] is Ready")
         elif ready[0] == "False" and was_ready != "False":
-            self.recorder.event(isvc, "InferenceServiceNotReady", f"InferenceService [{name}] is not Ready: {ready[2]}", "Warning")
+            self.recorder.event(
+                isvc, "InferenceServiceNotReady", f"InferenceService [{name}] is not Ready: {ready[2]}", "Warning"
+            )
 
     def _model_status(
-        self, created: Object | None, up: bool, rolled_out: bool, failure: Object | None, invalid: InvalidSpec | None, old: Object
+        self,
+        created: Object | None,
+        up: bool,
+        rolled_out: bool,
+        failure: Object | None,
+        invalid: InvalidSpec | None,
+        old: Object,
     ) -> Object:
         active = "Loaded" if up else ""
         pods = self._pods(created) if created else []
@@ -364,7 +388,9 @@ class Controller:
         elif failure:
             transition, target = "BlockedByFailedLoad", "FailedToLoad"
         else:
-            running = any("running" in s["state"] for pod in pods for s in path(pod, "status", "containerStatuses", default=[]))
+            running = any(
+                "running" in s["state"] for pod in pods for s in path(pod, "status", "containerStatuses", default=[])
+            )
             transition, target = "InProgress", "Loading" if running else "Pending"
         result: Object = {
             "transitionStatus": transition,
@@ -379,7 +405,7 @@ class Controller:
 
 
 def _replicas(revision: Object) -> int:
-    """``minReplicas``. A revision starts with one pod (initial-scale) and there is nothing yet that scales it to zero."""
+    """``minReplicas``. A revision starts with one pod (initial-scale); nothing scales it to zero yet."""
     return max(1, int(revision["metadata"]["annotations"]["autoscaling.knative.dev/min-scale"]))
 
 

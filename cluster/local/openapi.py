@@ -28,7 +28,18 @@ _QUANTITY: Object = {"x-kubernetes-int-or-string": True}
 _PREFIX = "io.k8s.api."
 _CORE_KINDS = ("Namespace", "Pod", "Service", "Secret", "ConfigMap", "ServiceAccount")
 _FREE: Object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-FRAMEWORKS = ("sklearn", "xgboost", "tensorflow", "pytorch", "triton", "onnx", "huggingface", "pmml", "lightgbm", "paddle")
+FRAMEWORKS = (
+    "sklearn",
+    "xgboost",
+    "tensorflow",
+    "pytorch",
+    "triton",
+    "onnx",
+    "huggingface",
+    "pmml",
+    "lightgbm",
+    "paddle",
+)
 
 
 @functools.cache
@@ -87,8 +98,12 @@ def _kserve(schemas: dict[str, Object]) -> dict[str, Object]:
     }
     model: Object = {
         "type": "object",
-        "properties": {**framework["properties"], "modelFormat": model_format, "runtime": string, "args": {
-            "type": "array", "items": string}},
+        "properties": {
+            **framework["properties"],
+            "modelFormat": model_format,
+            "runtime": string,
+            "args": {"type": "array", "items": string},
+        },
     }
     extension: Object = {
         "minReplicas": integer,
@@ -107,9 +122,9 @@ def _kserve(schemas: dict[str, Object]) -> dict[str, Object]:
         "deploymentStrategy": _FREE,
         "workerSpec": _FREE,
     }
-    predictor = {
+    predictor: Object = {
         "type": "object",
-        "properties": {**pod, **extension, "model": model, **{name: framework for name in FRAMEWORKS}},
+        "properties": {**pod, **extension, "model": model, **dict.fromkeys(FRAMEWORKS, framework)},
     }
     component = {"type": "object", "properties": {**pod, **extension, "art": _FREE}}
     runtime_spec: Object = {
@@ -121,7 +136,10 @@ def _kserve(schemas: dict[str, Object]) -> dict[str, Object]:
                 "items": {
                     "type": "object",
                     "properties": {
-                        "name": string, "version": string, "autoSelect": boolean, "priority": integer,
+                        "name": string,
+                        "version": string,
+                        "autoSelect": boolean,
+                        "priority": integer,
                     },
                 },
             },
@@ -160,7 +178,10 @@ def _kserve(schemas: dict[str, Object]) -> dict[str, Object]:
             "type": "object",
             "properties": {**meta, "spec": isvc_spec, "status": _FREE},
         },
-        name + "v1alpha1.ServingRuntime": {"type": "object", "properties": {**meta, "spec": runtime_spec, "status": _FREE}},
+        name + "v1alpha1.ServingRuntime": {
+            "type": "object",
+            "properties": {**meta, "spec": runtime_spec, "status": _FREE},
+        },
         name + "v1alpha1.ClusterServingRuntime": {
             "type": "object",
             "properties": {**meta, "spec": runtime_spec, "status": _FREE},
@@ -204,7 +225,7 @@ def _unknown(value: Any, schema: Object, where: str) -> list[str]:
         known = schema.get("properties")
         if known is None:
             return []
-        found = []
+        found: list[str] = []
         for key, item in value.items():
             path = f"{where}.{key}" if where else key
             found += _unknown(item, known[key], path) if key in known else [path]
@@ -235,7 +256,9 @@ def _wrong(value: Any, schema: Object, where: str) -> list[str]:
     if kind is not None:
         fits = isinstance(value, _TYPES[kind]) and not (isinstance(value, bool) and kind in ("integer", "number"))
         if not fits:
-            return [f'{where}: Invalid value: "{type(value).__name__}": {where} in body must be of type {kind}: {value!r}']
+            return [
+                f'{where}: Invalid value: "{type(value).__name__}": {where} in body must be of type {kind}: {value!r}'
+            ]
     if isinstance(value, list) and "items" in schema:
         return [text for i, item in enumerate(value) for text in _wrong(item, schema["items"], f"{where}[{i}]")]
     if isinstance(value, dict):
@@ -251,9 +274,7 @@ def _wrong(value: Any, schema: Object, where: str) -> list[str]:
 
 def _references(schema: Any, prefix: str) -> Any:
     if isinstance(schema, dict):
-        return {
-            key: prefix + value if key == "$ref" else _references(value, prefix) for key, value in schema.items()
-        }
+        return {key: prefix + value if key == "$ref" else _references(value, prefix) for key, value in schema.items()}
     if isinstance(schema, list):
         return [_references(item, prefix) for item in schema]
     return schema

@@ -57,7 +57,9 @@ def json_patch(target: Object, patch: Any) -> Object:
     try:
         return dict(jsonpatch.apply_patch(target, patch))
     except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException, TypeError) as error:
-        raise ApiError(422, "Invalid", f"the server rejected our request due to an error in our request: {error}") from error
+        raise ApiError(
+            422, "Invalid", f"the server rejected our request due to an error in our request: {error}"
+        ) from error
 
 
 def _merge_key(field: str, items: list[Any]) -> str | None:
@@ -68,7 +70,7 @@ def _merge_key(field: str, items: list[Any]) -> str | None:
 
 
 def strategic_merge(target: Any, patch: Any, field: str = "") -> Any:
-    """Directives ``$patch: replace|delete``, ``$deleteFromPrimitiveList/…`` and ``$setElementOrder/…`` are understood."""
+    """Understands ``$patch: replace|delete``, ``$deleteFromPrimitiveList/…`` and ``$setElementOrder/…``."""
     if isinstance(patch, list):
         key = _merge_key(field, patch)
         existing = target if isinstance(target, list) else []
@@ -118,12 +120,16 @@ def apply(live: Object | None, wanted: Object, manager: str, *, force: bool) -> 
     wanted.get("metadata", {}).pop("managedFields", None)
     fields = _leaves({key: value for key, value in wanted.items() if key not in ("apiVersion", "kind", "metadata")})
     fields |= _leaves(
-        {"metadata": {k: v for k, v in wanted.get("metadata", {}).items() if k in ("labels", "annotations", "finalizers")}}
+        {
+            "metadata": {
+                k: v for k, v in wanted.get("metadata", {}).items() if k in ("labels", "annotations", "finalizers")
+            }
+        }
     )
     owned = _owned(live) if live else {}
     if live is not None:
         _check_conflicts(live, fields, owned, manager, force)
-    result = strategic_merge(live or {}, wanted)
+    result: Object = strategic_merge(live or {}, wanted)
     others = {path for name, paths in owned.items() if name != manager for path in paths}
     for path in owned.get(manager, set()) - set(fields):
         if path not in others:
@@ -149,7 +155,9 @@ def apply(live: Object | None, wanted: Object, manager: str, *, force: bool) -> 
     return result
 
 
-def _check_conflicts(live: Object, fields: dict[Path, Any], owned: dict[str, set[Path]], manager: str, force: bool) -> None:
+def _check_conflicts(
+    live: Object, fields: dict[Path, Any], owned: dict[str, set[Path]], manager: str, force: bool
+) -> None:
     have = _leaves(live)
     clashes = [
         (name, path)

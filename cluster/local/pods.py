@@ -225,7 +225,9 @@ class Kubelet:
         spec = pod["spec"]
 
         def scheduled(status: Object) -> None:
-            status.update(phase="Pending", hostIP=HOST, podIP=HOST, podIPs=[{"ip": HOST}], startTime=now(), qosClass="Burstable")
+            status.update(
+                phase="Pending", hostIP=HOST, podIP=HOST, podIPs=[{"ip": HOST}], startTime=now(), qosClass="Burstable"
+            )
             self._set_condition(status, "PodScheduled", True)
             self._set_condition(status, "Initialized", not spec.get("initContainers"))
             self._set_condition(status, "ContainersReady", False, "ContainersNotReady")
@@ -298,7 +300,12 @@ class Kubelet:
                 return True
             restarts += 1
             self._event(worker, "BackOff", f"Back-off restarting failed container {name}", "Warning")
-            self._state(worker, {"waiting": {"reason": "CrashLoopBackOff", "message": failure}}, init=True, restartCount=restarts)
+            self._state(
+                worker,
+                {"waiting": {"reason": "CrashLoopBackOff", "message": failure}},
+                init=True,
+                restartCount=restarts,
+            )
             if await self._unless_deleted(worker, delay):
                 return False
             delay = min(delay * 2, BACKOFF_MOST_S)
@@ -330,7 +337,9 @@ class Kubelet:
             self._state(worker, {"waiting": {"reason": "ErrImagePull", "message": failure}})
             if await self._unless_deleted(worker, delay):
                 return None
-            self._state(worker, {"waiting": {"reason": "ImagePullBackOff", "message": f'Back-off pulling image "{image}"'}})
+            self._state(
+                worker, {"waiting": {"reason": "ImagePullBackOff", "message": f'Back-off pulling image "{image}"'}}
+            )
             self._event(worker, "BackOff", f'Back-off pulling image "{image}"', "Normal")
             if await self._unless_deleted(worker, delay):
                 return None
@@ -387,7 +396,12 @@ class Kubelet:
             self._state(worker, {"terminated": terminated}, restartCount=restarts - 1, started=False)
             message = f"back-off {delay:g}s restarting failed container={container['name']} pod={worker.name}"
             self._state(worker, {"waiting": {"reason": "CrashLoopBackOff", "message": message}}, restartCount=restarts)
-            self._event(worker, "BackOff", f"Back-off restarting failed container {container['name']} in pod {worker.name}", "Warning")
+            self._event(
+                worker,
+                "BackOff",
+                f"Back-off restarting failed container {container['name']} in pod {worker.name}",
+                "Warning",
+            )
             if await self._unless_deleted(worker, delay):
                 return
             delay = min(delay * 2, BACKOFF_MOST_S)
@@ -432,8 +446,14 @@ class Kubelet:
         with self.log_path(worker, container["name"], restarts).open("ab") as log:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *shim, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=variables,
-                    pass_fds=(read_end,), cwd=home, start_new_session=True,
+                    *shim,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=variables,
+                    pass_fds=(read_end,),
+                    cwd=home,
+                    start_new_session=True,
                 )
             finally:
                 os.close(read_end)
@@ -443,7 +463,11 @@ class Kubelet:
         numbers = {item.get("name", ""): item["containerPort"] for item in container.get("ports", [])}
         runtime = runtime_of_image(container.get("image", ""))
         by_number = {number: running.ports[name] for name, number in (runtime.spec.ports if runtime else {}).items()}
-        by_number |= {number: running.ports["grpc"] for name, number in numbers.items() if name == "h2c" and "grpc" in running.ports}
+        by_number |= {
+            number: running.ports["grpc"]
+            for name, number in numbers.items()
+            if name == "h2c" and "grpc" in running.ports
+        }
 
         def local(port: object) -> int:
             number = numbers.get(port, port) if isinstance(port, str) else port
@@ -455,7 +479,9 @@ class Kubelet:
                 await self._until_started(worker, ProbeSpec.parse(container["startupProbe"], local), running)
             group.create_task(self._readiness(worker, ProbeSpec.parse(container.get("readinessProbe"), local)))
             if "livenessProbe" in container:
-                group.create_task(self._liveness(worker, ProbeSpec.parse(container["livenessProbe"], local), running, container))
+                group.create_task(
+                    self._liveness(worker, ProbeSpec.parse(container["livenessProbe"], local), running, container)
+                )
 
     async def _until_started(self, worker: Worker, spec: ProbeSpec, running: Container) -> None:
         failures = 0
@@ -500,7 +526,9 @@ class Kubelet:
             if failure is not None:
                 self._event(worker, "Unhealthy", f"Liveness probe failed: {failure}", "Warning")
             if failures >= spec.failure_threshold:
-                self._event(worker, "Killing", f"Container {container['name']} failed liveness probe, will be restarted")
+                self._event(
+                    worker, "Killing", f"Container {container['name']} failed liveness probe, will be restarted"
+                )
                 running.terminate()
                 await asyncio.sleep(float(spec.grace_s))
                 running.kill()

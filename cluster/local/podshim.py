@@ -6,6 +6,7 @@ process alone, as to a container's PID 1. The exit code is the process's own, or
 standard library, and little of it: this is started for every container.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -33,10 +34,8 @@ def kill_descendants() -> None:
             while stack:
                 pid = stack.pop()
                 stack += children_of(pid)
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
         try:
             while os.waitpid(-1, 0)[0]:
                 pass
@@ -67,7 +66,7 @@ def main() -> int:
             os._exit(137)
         os.close(control)
         try:
-            os.execvpe(command[0], command, os.environ)
+            os.execvpe(command[0], command, os.environ)  # noqa: S606 - no shell is the point
         except OSError as error:
             os.write(2, f"cannot start {command[0]!r}: {error.strerror}\n".encode())
             os._exit(127)

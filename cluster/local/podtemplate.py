@@ -21,9 +21,23 @@ CONTAINER = "kserve-container"
 MODEL_DIR = "/mnt/models"
 INITIALIZER_IMAGE = "kserve/storage-initializer:v0.20.0"
 _EXTENSION_FIELDS = {
-    "minReplicas", "maxReplicas", "scaleTarget", "scaleMetric", "scaleMetricType", "autoScaling", "containerConcurrency",
-    "timeout", "canaryTrafficPercent", "logger", "batcher", "labels", "annotations", "deploymentStrategy", "workerSpec",
-    "model", *FRAMEWORKS,
+    "minReplicas",
+    "maxReplicas",
+    "scaleTarget",
+    "scaleMetric",
+    "scaleMetricType",
+    "autoScaling",
+    "containerConcurrency",
+    "timeout",
+    "canaryTrafficPercent",
+    "logger",
+    "batcher",
+    "labels",
+    "annotations",
+    "deploymentStrategy",
+    "workerSpec",
+    "model",
+    *FRAMEWORKS,
 }
 
 
@@ -55,7 +69,8 @@ def select_runtime(model: Object, namespaced: list[Object], cluster: list[Object
                     raise InvalidSpec("RuntimeDisabled", f"specified runtime {name} is disabled")
                 if not _speaks(runtime, model):
                     raise InvalidSpec(
-                        "NoSupportingRuntime", f"specified runtime {name} does not support protocol {model['protocolVersion']}"
+                        "NoSupportingRuntime",
+                        f"specified runtime {name} does not support protocol {model['protocolVersion']}",
                     )
                 return runtime
         raise InvalidSpec("RuntimeNotRecognized", f"no ServingRuntime or ClusterServingRuntime with the name: {name}")
@@ -70,7 +85,9 @@ def select_runtime(model: Object, namespaced: list[Object], cluster: list[Object
                     supporting.append((-int(entry.get("priority") or 0), runtime["metadata"]["name"], runtime))
         if supporting:
             return min(supporting, key=lambda item: item[:2])[2]
-    raise InvalidSpec("NoSupportingRuntime", f"no runtime found to support predictor with model type: {wanted.get('name')}")
+    raise InvalidSpec(
+        "NoSupportingRuntime", f"no runtime found to support predictor with model type: {wanted.get('name')}"
+    )
 
 
 def _speaks(runtime: Object, model: Object) -> bool:
@@ -122,7 +139,9 @@ def build_template(isvc: Object, namespaced: list[Object], cluster: list[Object]
     elif pod.get("containers"):
         labels_of_runtime = annotations_of_runtime = {}
         container = pod["containers"][0]
-        source = next((item.get("value") for item in container.get("env", []) if item.get("name") == "STORAGE_URI"), None)
+        source = next(
+            (item.get("value") for item in container.get("env", []) if item.get("name") == "STORAGE_URI"), None
+        )
     else:
         raise InvalidSpec("InvalidPredictorSpec", "the predictor has neither a model nor containers")
     annotations = {
@@ -165,13 +184,25 @@ def build_template(isvc: Object, namespaced: list[Object], cluster: list[Object]
 
 def _merge_model(container: Object, model: Object) -> None:
     """The model's container fields over the runtime's; arguments are added, environment variables merged by name."""
-    skip = ("modelFormat", "storageUri", "storageUris", "storage", "runtime", "runtimeVersion", "protocolVersion", "name", "args")
+    skip = (
+        "modelFormat",
+        "storageUri",
+        "storageUris",
+        "storage",
+        "runtime",
+        "runtimeVersion",
+        "protocolVersion",
+        "name",
+        "args",
+    )
     overrides = {key: value for key, value in model.items() if key not in skip}
     container.update(strategic_merge(container, overrides))
     if model.get("args"):
         container["args"] = [*container.get("args", []), *model["args"]]
     if version := model.get("runtimeVersion"):
-        repository = container["image"].rsplit(":", 1)[0] if ":" in container["image"].rsplit("/", 1)[-1] else container["image"]
+        repository = (
+            container["image"].rsplit(":", 1)[0] if ":" in container["image"].rsplit("/", 1)[-1] else container["image"]
+        )
         container["image"] = f"{repository}:{version}"
 
 

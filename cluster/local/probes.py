@@ -66,8 +66,13 @@ async def probe(spec: ProbeSpec) -> str | None:
 async def _http(spec: ProbeSpec) -> str | None:
     reader, writer = await asyncio.open_connection(HOST, spec.port)
     try:
-        head = f"GET {spec.path} HTTP/1.1\r\nHost: {HOST}:{spec.port}\r\nUser-Agent: kube-probe/1.32\r\nConnection: close\r\n\r\n"
-        writer.write(head.encode())
+        head = (
+            f"GET {spec.path} HTTP/1.1",
+            f"Host: {HOST}:{spec.port}",
+            "User-Agent: kube-probe/1.32",
+            "Connection: close",
+        )
+        writer.write("\r\n".join([*head, "", ""]).encode())
         await writer.drain()
         line = await reader.readline()
     finally:

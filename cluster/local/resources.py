@@ -124,9 +124,10 @@ def _ready(item: Object) -> str:
 
 
 def _ports(service: Object) -> str:
-    return ",".join(
-        f"{port['port']}/{port.get('protocol', 'TCP')}" for port in service["spec"].get("ports", [])
-    ) or "<none>"
+    return (
+        ",".join(f"{port['port']}/{port.get('protocol', 'TCP')}" for port in service["spec"].get("ports", []))
+        or "<none>"
+    )
 
 
 def _formats(runtime: Object) -> str:
@@ -144,11 +145,26 @@ _RUNTIME_COLUMNS = (
 
 RESOURCES: tuple[ResourceType, ...] = (
     ResourceType(
-        "", "v1", "namespaces", "Namespace", False, "namespace", ("ns",), status=True,
+        "",
+        "v1",
+        "namespaces",
+        "Namespace",
+        False,
+        "namespace",
+        ("ns",),
+        status=True,
         columns=(_NAME, Column("Status", "string", lambda item: path(item, "status", "phase", default="Active")), _AGE),
     ),
     ResourceType(
-        "", "v1", "pods", "Pod", True, "pod", ("po",), ("all",), status=True,
+        "",
+        "v1",
+        "pods",
+        "Pod",
+        True,
+        "pod",
+        ("po",),
+        ("all",),
+        status=True,
         columns=(
             _NAME,
             Column("Ready", "string", _pod_ready),
@@ -160,7 +176,15 @@ RESOURCES: tuple[ResourceType, ...] = (
         ),
     ),
     ResourceType(
-        "", "v1", "services", "Service", True, "service", ("svc",), ("all",), status=True,
+        "",
+        "v1",
+        "services",
+        "Service",
+        True,
+        "service",
+        ("svc",),
+        ("all",),
+        status=True,
         columns=(
             _NAME,
             Column("Type", "string", lambda item: path(item, "spec", "type", default="ClusterIP")),
@@ -171,21 +195,35 @@ RESOURCES: tuple[ResourceType, ...] = (
         ),
     ),
     ResourceType(
-        "", "v1", "events", "Event", True, "event", ("ev",),
+        "",
+        "v1",
+        "events",
+        "Event",
+        True,
+        "event",
+        ("ev",),
         columns=(
             Column("Last Seen", "string", lambda item: age(item.get("lastTimestamp"))),
             Column("Type", "string", lambda item: item.get("type", "")),
             Column("Reason", "string", lambda item: item.get("reason", "")),
             Column(
-                "Object", "string",
-                lambda item: f"{item['involvedObject'].get('kind', '').lower()}/{item['involvedObject'].get('name', '')}",
+                "Object",
+                "string",
+                lambda item: (
+                    f"{item['involvedObject'].get('kind', '').lower()}/{item['involvedObject'].get('name', '')}"
+                ),
             ),
             Column("Message", "string", lambda item: item.get("message", "")),
             Column("Name", "string", lambda item: item["metadata"]["name"], 1),
         ),
     ),
     ResourceType(
-        "", "v1", "secrets", "Secret", True, "secret",
+        "",
+        "v1",
+        "secrets",
+        "Secret",
+        True,
+        "secret",
         columns=(
             _NAME,
             Column("Type", "string", lambda item: item.get("type", "Opaque")),
@@ -194,15 +232,34 @@ RESOURCES: tuple[ResourceType, ...] = (
         ),
     ),
     ResourceType(
-        "", "v1", "configmaps", "ConfigMap", True, "configmap", ("cm",),
+        "",
+        "v1",
+        "configmaps",
+        "ConfigMap",
+        True,
+        "configmap",
+        ("cm",),
         columns=(_NAME, Column("Data", "integer", lambda item: len(item.get("data") or {})), _AGE),
     ),
     ResourceType(
-        "", "v1", "serviceaccounts", "ServiceAccount", True, "serviceaccount", ("sa",),
+        "",
+        "v1",
+        "serviceaccounts",
+        "ServiceAccount",
+        True,
+        "serviceaccount",
+        ("sa",),
         columns=(_NAME, Column("Secrets", "integer", lambda item: len(item.get("secrets") or [])), _AGE),
     ),
     ResourceType(
-        _SERVING, "v1beta1", "inferenceservices", "InferenceService", True, "inferenceservice", ("isvc",), ("all",),
+        _SERVING,
+        "v1beta1",
+        "inferenceservices",
+        "InferenceService",
+        True,
+        "inferenceservice",
+        ("isvc",),
+        ("all",),
         status=True,
         columns=(
             _NAME,
@@ -219,18 +276,39 @@ RESOURCES: tuple[ResourceType, ...] = (
         _SERVING, "v1alpha1", "servingruntimes", "ServingRuntime", True, "servingruntime", (), columns=_RUNTIME_COLUMNS
     ),
     ResourceType(
-        _SERVING, "v1alpha1", "clusterservingruntimes", "ClusterServingRuntime", False, "clusterservingruntime", (),
+        _SERVING,
+        "v1alpha1",
+        "clusterservingruntimes",
+        "ClusterServingRuntime",
+        False,
+        "clusterservingruntime",
+        (),
         columns=_RUNTIME_COLUMNS,
     ),
     ResourceType(
-        "serving.knative.dev", "v1", "revisions", "Revision", True, "revision", ("rev",), ("all", "knative", "serving"),
+        "serving.knative.dev",
+        "v1",
+        "revisions",
+        "Revision",
+        True,
+        "revision",
+        ("rev",),
+        ("all", "knative", "serving"),
         status=True,
         columns=(
             _NAME,
-            Column("Config Name", "string", lambda item: path(item, "metadata", "labels", default={}).get(
-                "serving.knative.dev/configuration", "")),
-            Column("Generation", "string", lambda item: path(item, "metadata", "labels", default={}).get(
-                "serving.knative.dev/configurationGeneration", "")),
+            Column(
+                "Config Name",
+                "string",
+                lambda item: path(item, "metadata", "labels", default={}).get("serving.knative.dev/configuration", ""),
+            ),
+            Column(
+                "Generation",
+                "string",
+                lambda item: path(item, "metadata", "labels", default={}).get(
+                    "serving.knative.dev/configurationGeneration", ""
+                ),
+            ),
             Column("Ready", "string", _ready),
             Column("Actual Replicas", "integer", lambda item: path(item, "status", "actualReplicas", default=0)),
             Column("Desired Replicas", "integer", lambda item: path(item, "status", "desiredReplicas", default=0)),

@@ -72,7 +72,9 @@ class RouteTable:
         for suffix in (self.domain, "svc.cluster.local", "svc"):
             if labels.endswith("." + suffix):
                 name, _, namespace = labels[: -len(suffix) - 1].partition(".")
-                return self.find_service(namespace, name) or self.find_service(namespace, name.removesuffix("-predictor"))
+                return self.find_service(namespace, name) or self.find_service(
+                    namespace, name.removesuffix("-predictor")
+                )
         return None
 
     def find_service(self, namespace: str, name: str) -> Route | None:

@@ -10,7 +10,15 @@ import asyncio
 import shutil
 from pathlib import Path
 
-_EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub", "https": "aiohttp", "http": "aiohttp"}
+_EXTRAS = {
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "hf": "huggingface_hub",
+    "https": "aiohttp",
+    "http": "aiohttp",
+}
 
 
 class StorageError(Exception):

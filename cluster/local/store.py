@@ -45,14 +45,18 @@ class ApiError(Exception):
 
 def not_found(resource: ResourceType, name: str) -> ApiError:
     return ApiError(
-        404, "NotFound", f'{resource.key} "{name}" not found',
+        404,
+        "NotFound",
+        f'{resource.key} "{name}" not found',
         {"name": name, "group": resource.group, "kind": resource.plural},
     )
 
 
 def conflict(resource: ResourceType, name: str, why: str) -> ApiError:
     return ApiError(
-        409, "Conflict", f'Operation cannot be fulfilled on {resource.key} "{name}": {why}',
+        409,
+        "Conflict",
+        f'Operation cannot be fulfilled on {resource.key} "{name}": {why}',
         {"name": name, "group": resource.group, "kind": resource.plural},
     )
 
@@ -126,11 +130,15 @@ class Store:
                 raise not_found(BY_KEY["namespaces"], namespace)
             if "deletionTimestamp" in space["metadata"] and resource.kind != "Event":
                 raise ApiError(
-                    403, "Forbidden", f'unable to create new content in namespace {namespace} because it is being terminated'
+                    403,
+                    "Forbidden",
+                    f"unable to create new content in namespace {namespace} because it is being terminated",
                 )
         if (namespace, name) in self._objects[resource.key]:
             raise ApiError(
-                409, "AlreadyExists", f'{resource.key} "{name}" already exists',
+                409,
+                "AlreadyExists",
+                f'{resource.key} "{name}" already exists',
                 {"name": name, "group": resource.group, "kind": resource.plural},
             )
         item["apiVersion"], item["kind"] = resource.api_version, resource.kind
@@ -160,7 +168,8 @@ class Store:
         wanted = metadata.get("resourceVersion")
         if wanted and wanted != old["metadata"]["resourceVersion"]:
             raise conflict(
-                resource, name,
+                resource,
+                name,
                 "the object has been modified; please apply your changes to the latest version and try again",
             )
         if metadata.get("uid") and metadata["uid"] != old["metadata"]["uid"]:
@@ -185,9 +194,9 @@ class Store:
         if comparable == old:
             return copy.deepcopy(old)
         stored = self._commit("MODIFIED", resource, new, old)
-        if "deletionTimestamp" in stored["metadata"] and not stored["metadata"].get("finalizers"):
-            if resource.kind not in ("Pod", "Namespace"):
-                self.remove(resource, namespace, name)
+        released = "deletionTimestamp" in stored["metadata"] and not stored["metadata"].get("finalizers")
+        if released and resource.kind not in ("Pod", "Namespace"):
+            self.remove(resource, namespace, name)
         return stored
 
     def delete(

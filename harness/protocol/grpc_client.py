@@ -38,7 +38,7 @@ def infer_request(
     raw: bool = False,
     outputs: Sequence[str] = (),
 ) -> Any:
-    """A ModelInferRequest; ``raw`` puts the tensors into ``raw_input_contents``. Raises ProtocolError for FP16 typed."""
+    """A ModelInferRequest; ``raw`` puts the tensors into ``raw_input_contents``. Raises ProtocolError."""
     request = MESSAGES["ModelInferRequest"](model_name=model, model_version=version, id=request_id)
     for name in outputs:
         request.outputs.add(name=name)
@@ -80,7 +80,9 @@ def _from_contents(output: Any, shape: tuple[int, ...]) -> Tensor:
     values = list(getattr(output.contents, field))
     count = int(np.prod(shape, dtype=np.int64))
     if len(values) != count:
-        raise ProtocolError(f"output {output.name!r}: shape {list(shape)} needs {count} elements, {field} has {len(values)}")
+        raise ProtocolError(
+            f"output {output.name!r}: shape {list(shape)} needs {count} elements, {field} has {len(values)}"
+        )
     if output.datatype == "BYTES":
         array = np.empty(count, dtype=object)
         array[:] = values
@@ -148,7 +150,9 @@ class GrpcClient:
         return parse_infer(await self.call("ModelInfer", infer_request(self.model, inputs, raw=raw, **options)))
 
     async def metadata(self, model: str | None = None, version: str = "") -> Any:
-        return await self.call("ModelMetadata", MESSAGES["ModelMetadataRequest"](name=model or self.model, version=version))
+        return await self.call(
+            "ModelMetadata", MESSAGES["ModelMetadataRequest"](name=model or self.model, version=version)
+        )
 
 
 def specs(tensors: Any) -> tuple[TensorSpec, ...]:

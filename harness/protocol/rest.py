@@ -34,7 +34,9 @@ def json_input(tensor: Tensor, *, nested: bool = False) -> dict[str, Any]:
     }
 
 
-def json_request(inputs: Sequence[Tensor], *, request_id: str = "", nested: bool = False, **fields: Any) -> dict[str, Any]:
+def json_request(
+    inputs: Sequence[Tensor], *, request_id: str = "", nested: bool = False, **fields: Any
+) -> dict[str, Any]:
     """The request object; ``fields`` are further keys of it (``outputs``, ``parameters``)."""
     request: dict[str, Any] = {"id": request_id} if request_id else {}
     request["inputs"] = [json_input(tensor, nested=nested) for tensor in inputs]
@@ -69,7 +71,7 @@ class RestAnswer:
 
     @property
     def content_type(self) -> str:
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return str(self.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
     def json(self) -> Any:
         """Raises ProtocolError when the body is not strict JSON (NaN and infinity are not)."""
@@ -122,7 +124,9 @@ def _read_output(item: Any, tail: bytes) -> tuple[Tensor, bytes]:
             return from_raw(name, datatype, shape, tail[:size]), tail[size:]
         return from_json_data(name, datatype, shape, item["data"]), tail
     except (KeyError, TypeError, AttributeError) as error:
-        raise ProtocolError(f"expected an output with name, datatype, shape and data, got {shorten(str(item))[:300]}") from error
+        raise ProtocolError(
+            f"expected an output with name, datatype, shape and data, got {shorten(str(item))[:300]}"
+        ) from error
 
 
 class RestClient:
@@ -140,7 +144,10 @@ class RestClient:
         try:
             # No proxy from the environment: what is measured is this server.
             self._client = httpx.AsyncClient(
-                base_url=self.base_url, headers=headers, timeout=timeout_s, trust_env=False,
+                base_url=self.base_url,
+                headers=headers,
+                timeout=timeout_s,
+                trust_env=False,
                 limits=httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=2.0),
             )
         except (httpx.InvalidURL, ValueError) as error:
@@ -185,7 +192,11 @@ class RestClient:
             async with asyncio.timeout(limit):
                 answer = await self._exchange(method, path, body, chunks, sent_headers, limit)
         except (httpx.HTTPError, TimeoutError, ProtocolError) as error:
-            why = f"no answer within {limit:g} s" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
+            why = (
+                f"no answer within {limit:g} s"
+                if isinstance(error, TimeoutError)
+                else f"{type(error).__name__}: {error}"
+            )
             note(Exchange(line, shown, "no answer", why))
             raise UnreachableError(f"{method} {self.base_url}{path}: {why}") from error
         answer = RestAnswer(answer.status, answer.headers, answer.content, time.monotonic() - start)
@@ -194,7 +205,13 @@ class RestClient:
         return answer
 
     async def _exchange(
-        self, method: str, path: str, body: bytes | None, chunks: Sequence[bytes] | None, headers: dict[str, str], limit: float
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        chunks: Sequence[bytes] | None,
+        headers: dict[str, str],
+        limit: float,
     ) -> RestAnswer:
         async def pieces() -> Any:
             for chunk in chunks or []:

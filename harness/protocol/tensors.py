@@ -114,7 +114,9 @@ def from_json_data(name: str, datatype: str, shape: tuple[int, ...], data: objec
     dtype = _dtype(datatype)
     flat = _flatten(data)
     if len(flat) != math.prod(shape):
-        raise ProtocolError(f"output {name!r}: shape {list(shape)} needs {math.prod(shape)} elements, data has {len(flat)}")
+        raise ProtocolError(
+            f"output {name!r}: shape {list(shape)} needs {math.prod(shape)} elements, data has {len(flat)}"
+        )
     if datatype == "BYTES":
         items = np.empty(len(flat), dtype=object)
         for index, item in enumerate(flat):
@@ -215,9 +217,7 @@ def example_array(datatype: str, shape: tuple[int, ...], seed: int) -> Array:
 
 def example_tensor(spec: TensorSpec, *, batch: int = 1, seed: int = 0) -> Tensor:
     """Variable dimensions become 1; a variable first dimension becomes ``batch``."""
-    shape = tuple(
-        (batch if position == 0 else 1) if size < 0 else size for position, size in enumerate(spec.shape)
-    )
+    shape = tuple((batch if position == 0 else 1) if size < 0 else size for position, size in enumerate(spec.shape))
     return Tensor(spec.name, spec.datatype, shape, example_array(spec.datatype, shape, seed))
 
 

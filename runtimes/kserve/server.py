@@ -1,4 +1,4 @@
-"""A KServe model server for a TorchScript module: ``model.pt`` and ``model.json`` (its tensors) in the model directory."""
+"""A KServe model server for a TorchScript module: the model directory holds ``model.pt`` and ``model.json``."""
 
 import argparse
 import json

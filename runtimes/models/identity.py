@@ -13,8 +13,18 @@ from golden import write  # type: ignore[import-not-found,unused-ignore]
 FULL = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP32", "FP64", "BYTES"]
 HALF = ["FP16", "BF16"]
 DTYPES = {
-    "BOOL": np.bool_, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64, "INT8": np.int8,
-    "INT16": np.int16, "INT32": np.int32, "INT64": np.int64, "FP16": np.float16, "FP32": np.float32, "FP64": np.float64,
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
 }
 WIDTH = 4
 
@@ -32,7 +42,7 @@ def values(datatype: str, batch: int, generator: np.random.Generator) -> Any:
     if dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(np.bool_)
     if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
+        limits: Any = np.iinfo(dtype)  # type: ignore[type-var,unused-ignore]
         array = generator.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
         array[0, :2] = [limits.min, limits.max]
         return array

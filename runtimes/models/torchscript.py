@@ -22,7 +22,13 @@ def cnn() -> tuple[nn.Module, tuple[int, ...]]:
         return [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
 
     layers = nn.Sequential(
-        *block(3, 8), *block(8, 16), *block(16, 32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10), nn.Softmax(1)
+        *block(3, 8),
+        *block(8, 16),
+        *block(16, 32),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+        nn.Softmax(1),
     )
     return layers, (3, 224, 224)
 

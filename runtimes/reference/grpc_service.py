@@ -94,7 +94,9 @@ class GrpcService:
         )
 
     async def model_metadata(self, request: Any) -> Any:
-        return MESSAGES["ModelMetadataResponse"](**self.repository.ready_model(request.name, request.version).metadata())
+        return MESSAGES["ModelMetadataResponse"](
+            **self.repository.ready_model(request.name, request.version).metadata()
+        )
 
     async def repository_index(self, request: Any) -> Any:
         return MESSAGES["RepositoryIndexResponse"](models=self.repository.index(request.ready))

@@ -141,9 +141,7 @@ class RestService:
         if parsed.id:
             answer["id"] = parsed.id
         chunks: list[bytes] = []
-        answer["outputs"] = [
-            _write_output(tensor, binary.get(tensor.name, binary["*"]), chunks) for tensor in outputs
-        ]
+        answer["outputs"] = [_write_output(tensor, binary.get(tensor.name, binary["*"]), chunks) for tensor in outputs]
         if not chunks:
             return _json(answer)
         header = json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()
@@ -170,7 +168,9 @@ def _write_output(tensor: Tensor, binary: bool, chunks: list[bytes]) -> dict[str
         except UnicodeDecodeError:
             raise InvalidRequest(f"output {tensor.name!r} is not UTF-8; ask for it as binary data") from None
     if tensor.data.dtype.kind == "f" and not np.isfinite(tensor.data).all():
-        raise InvalidRequest(f"output {tensor.name!r} holds NaN or infinity, which JSON lacks; ask for it as binary data")
+        raise InvalidRequest(
+            f"output {tensor.name!r} holds NaN or infinity, which JSON lacks; ask for it as binary data"
+        )
     return {**described, "data": tensor.data.tolist()}
 
 

@@ -12,7 +12,17 @@ from scenarios.suites.conformance import grpc_checks, rest_errors, rest_infer, r
 from scenarios.suites.conformance.sources import REGISTRY
 from scenarios.suites.conformance.target import open_target
 
-__all__ = ["PROFILES", "REGISTRY", "Registry", "conformance", "grpc_checks", "rest_errors", "rest_infer", "rest_metadata", "select"]
+__all__ = [
+    "PROFILES",
+    "REGISTRY",
+    "Registry",
+    "conformance",
+    "grpc_checks",
+    "rest_errors",
+    "rest_infer",
+    "rest_metadata",
+    "select",
+]
 
 PROFILES: dict[str, tuple[str, ...]] = {
     "rest": (

@@ -125,8 +125,12 @@ async def metadata_tensors(target: Target) -> None:
     answer = await target.grpc_client().metadata()
     body = body_of(await target.rest.get(target.rest.model_path))
     for key, listed in (("inputs", answer.inputs), ("outputs", answer.outputs)):
-        over_grpc = [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs(listed)]
-        over_rest = [{field: item.get(field) for field in ("name", "datatype", "shape")} for item in body.get(key) or []]
+        over_grpc = [
+            {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs(listed)
+        ]
+        over_rest = [
+            {field: item.get(field) for field in ("name", "datatype", "shape")} for item in body.get(key) or []
+        ]
         expect(over_grpc, key).equals(over_rest)
 
 
@@ -210,13 +214,13 @@ async def id_echo(target: Target) -> None:
 
 @check("grpc.infer.model_name", level=MUST, source=OIP_GRPC.inference, needs=[grpc_payload])
 async def model_name(target: Target) -> None:
-    """"model_name" is the model's name."""
+    """ "model_name" is the model's name."""
     expect((await model_infer(target)).model_name, "model_name").equals(target.model)
 
 
 @check("grpc.infer.model_version", level=SHOULD, source=OIP_GRPC.inference, needs=[grpc_payload, versions])
 async def model_version(target: Target) -> None:
-    """"model_version" is one of the versions that the metadata list."""
+    """ "model_version" is one of the versions that the metadata list."""
     expect((await model_infer(target)).model_version, "model_version").is_one_of(target.versions)
 
 

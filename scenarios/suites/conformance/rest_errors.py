@@ -57,7 +57,9 @@ def spoilt(
     MISTAKES.append(Mistake(name, what, send, source, (payload, *needs)))
 
 
-def elsewhere(name: str, what: str, path: Callable[[Target], str], method: str = "POST", source: Source = OIP_REST.error) -> None:
+def elsewhere(
+    name: str, what: str, path: Callable[[Target], str], method: str = "POST", source: Source = OIP_REST.error
+) -> None:
     """A valid request to the wrong place."""
 
     async def send(target: Target) -> RestAnswer:
@@ -90,8 +92,9 @@ def ragged(body: Body) -> None:
 
 def wrong_datatype(body: Body) -> None:
     item = first(body)
-    item["datatype"], item["data"] = "BYTES" if item["datatype"] != "BYTES" else "FP32", (
-        ["a"] * len(item["data"]) if item["datatype"] != "BYTES" else [1.0] * len(item["data"])
+    item["datatype"], item["data"] = (
+        "BYTES" if item["datatype"] != "BYTES" else "FP32",
+        (["a"] * len(item["data"]) if item["datatype"] != "BYTES" else [1.0] * len(item["data"])),
     )
 
 
@@ -105,25 +108,61 @@ spoilt("input_without_name", "an input without a name", lambda body: first(body)
 spoilt("input_without_shape", "an input without a shape", lambda body: first(body).pop("shape"))
 spoilt("input_without_datatype", "an input without a datatype", lambda body: first(body).pop("datatype"))
 spoilt("input_without_data", "an input without data", lambda body: first(body).pop("data"))
-spoilt("unknown_input", "an input that the model does not have", lambda body: first(body).update(name="no-such-input-7d1f"), metadata)
+spoilt(
+    "unknown_input",
+    "an input that the model does not have",
+    lambda body: first(body).update(name="no-such-input-7d1f"),
+    metadata,
+)
 spoilt("duplicate_input", "the same input twice", lambda body: body["inputs"].append(dict(first(body))))
 spoilt("missing_input", "a request that lacks a required input", lambda body: body["inputs"].pop(), second_input)
-spoilt("unknown_datatype", "a datatype that does not exist", lambda body: first(body).update(datatype="FP31"), source=OIP_REST.datatypes)
 spoilt(
-    "lower_case_datatype", "a datatype in lower case",
-    lambda body: first(body).update(datatype=first(body)["datatype"].lower()), source=OIP_REST.datatypes,
+    "unknown_datatype",
+    "a datatype that does not exist",
+    lambda body: first(body).update(datatype="FP31"),
+    source=OIP_REST.datatypes,
+)
+spoilt(
+    "lower_case_datatype",
+    "a datatype in lower case",
+    lambda body: first(body).update(datatype=first(body)["datatype"].lower()),
+    source=OIP_REST.datatypes,
 )
 spoilt("wrong_datatype", "a datatype other than the model's", wrong_datatype, metadata)
-spoilt("negative_dimension", "a negative dimension", lambda body: first(body)["shape"].__setitem__(0, -first(body)["shape"][0]))
+spoilt(
+    "negative_dimension",
+    "a negative dimension",
+    lambda body: first(body)["shape"].__setitem__(0, -first(body)["shape"][0]),
+)
 spoilt("fractional_dimension", "a fractional dimension", lambda body: first(body)["shape"].__setitem__(0, 1.5))
-spoilt("too_few_elements", "fewer elements than the shape says", lambda body: first(body).update(data=first(body)["data"][:-1]))
-spoilt("too_many_elements", "more elements than the shape says", lambda body: first(body)["data"].append(first(body)["data"][0]))
+spoilt(
+    "too_few_elements",
+    "fewer elements than the shape says",
+    lambda body: first(body).update(data=first(body)["data"][:-1]),
+)
+spoilt(
+    "too_many_elements",
+    "more elements than the shape says",
+    lambda body: first(body)["data"].append(first(body)["data"][0]),
+)
 spoilt("ragged_data", "ragged nested data", ragged)
-spoilt("string_in_numbers", "a string in a tensor of numbers", lambda body: numeric(body)["data"].__setitem__(0, "seven"), numeric_input)
-spoilt("out_of_range", "a number out of the datatype's range", lambda body: narrow(body)["data"].__setitem__(0, 1 << 40), integer_input)
+spoilt(
+    "string_in_numbers",
+    "a string in a tensor of numbers",
+    lambda body: numeric(body)["data"].__setitem__(0, "seven"),
+    numeric_input,
+)
+spoilt(
+    "out_of_range",
+    "a number out of the datatype's range",
+    lambda body: narrow(body)["data"].__setitem__(0, 1 << 40),
+    integer_input,
+)
 spoilt("wrong_rank", "one dimension more than the model has", lambda body: first(body)["shape"].append(1), metadata)
 elsewhere("unknown_model", "an unknown model", lambda target: f"{UNKNOWN_MODEL}/infer")
-elsewhere("unknown_version", "an unknown version", lambda target: f"{target.rest.model_path}/versions/{UNKNOWN_VERSION}/infer")
+elsewhere(
+    "unknown_version", "an unknown version", lambda target: f"{target.rest.model_path}/versions/{UNKNOWN_VERSION}/infer"
+)
 elsewhere("wrong_method", "GET instead of POST", lambda target: f"{target.rest.model_path}/infer", "GET", HTTP.methods)
 
 
@@ -153,7 +192,11 @@ def _register(mistake: Mistake) -> None:
 
     async def recovers(target: Target) -> None:
         await _answer(mistake, target)
-        answer = await target.rest.infer_raw(target.body()) if target.has_payload else await target.rest.get("/v2/health/live")
+        answer = (
+            await target.rest.infer_raw(target.body())
+            if target.has_payload
+            else await target.rest.get("/v2/health/live")
+        )
         expect(answer.status, "status of a valid request afterwards").equals(200)
 
     what, needs = mistake.what, mistake.needs

@@ -50,13 +50,13 @@ async def content_type(target: Target) -> None:
 
 @check("rest.infer.model_name", level=MUST, source=OIP_REST.response, needs=[payload])
 async def model_name(target: Target) -> None:
-    """"model_name" is the model's name."""
+    """ "model_name" is the model's name."""
     expect(body_of(await plain(target)).get("model_name"), "model_name").equals(target.model)
 
 
 @check("rest.infer.model_version", level=MUST, source=OIP_REST.response, needs=[payload])
 async def model_version(target: Target) -> None:
-    """"model_version" is absent or a string, never null."""
+    """ "model_version" is absent or a string, never null."""
     body = body_of(await plain(target))
     if "model_version" in body:
         expect(body["model_version"], "model_version").is_a(str, "a string, or no such field")
@@ -89,18 +89,23 @@ async def id_absent(target: Target) -> None:
 
 @check("rest.infer.parameters_not_null", level=MUST, source=OIP_REST.response, needs=[payload])
 async def parameters_not_null(target: Target) -> None:
-    """"parameters" is absent or an object, never null, in the response and in each output."""
+    """ "parameters" is absent or an object, never null, in the response and in each output."""
     body = body_of(await plain(target))
-    for where, holder in [("response", body), *((f"output {item.get('name')}", item) for item in body.get("outputs", []))]:
+    for where, holder in [
+        ("response", body),
+        *((f"output {item.get('name')}", item) for item in body.get("outputs", [])),
+    ]:
         if "parameters" in holder:
             expect(holder["parameters"], f"parameters of the {where}").is_a(dict, "an object, or no such field")
 
 
 @check("rest.infer.outputs", level=MUST, source=OIP_REST.response, needs=[payload])
 async def outputs(target: Target) -> None:
-    """"outputs" is a list that is not empty, each with name, datatype, shape and data."""
+    """ "outputs" is a list that is not empty, each with name, datatype, shape and data."""
     body = body_of(await plain(target))
-    expect(body.get("outputs"), "outputs").satisfies(lambda value: isinstance(value, list) and value, "a list that is not empty")
+    expect(body.get("outputs"), "outputs").satisfies(
+        lambda value: isinstance(value, list) and bool(value), "a list that is not empty"
+    )
     for item in body["outputs"]:
         expect(item.get("name"), "name").is_text()
         expect(item.get("datatype"), f"datatype of {item['name']}").is_text()

@@ -57,7 +57,7 @@ async def get_only(target: Target) -> None:
 
 @check("rest.health.prompt", level=SHOULD, source=Operations.probes)
 async def prompt(target: Target) -> None:
-    """An idle server answers /v2/health/live within 100 ms (median of 5), well inside a probe's default timeout of 1 s."""
+    """An idle server answers /v2/health/live within 100 ms (median of 5); a probe waits 1 s by default."""
     times = [(await target.rest.get("/v2/health/live")).elapsed_s for _ in range(5)]
     expect(statistics.median(times), "seconds").is_below(0.1)
 
@@ -134,7 +134,7 @@ async def model_platform(target: Target) -> None:
 
 @check("rest.model_metadata.versions", level=MUST, source=OIP_REST.model_metadata)
 async def model_versions(target: Target) -> None:
-    """"versions", where present, is a list of strings and never null."""
+    """ "versions", where present, is a list of strings and never null."""
     body = body_of(await target.rest.get(target.rest.model_path))
     if "versions" not in body:
         raise Skip("the metadata have no versions")
@@ -145,10 +145,12 @@ async def model_versions(target: Target) -> None:
 
 @check("rest.model_metadata.tensors", level=SHOULD, source=OIP_REST.model_metadata)
 async def model_tensors(target: Target) -> None:
-    """"inputs" and "outputs" are lists that are not empty."""
+    """ "inputs" and "outputs" are lists that are not empty."""
     body = body_of(await target.rest.get(target.rest.model_path))
     for key in ("inputs", "outputs"):
-        expect(body.get(key), key).satisfies(lambda value: isinstance(value, list) and value, "a list that is not empty")
+        expect(body.get(key), key).satisfies(
+            lambda value: isinstance(value, list) and bool(value), "a list that is not empty"
+        )
 
 
 @check("rest.model_metadata.tensor_fields", level=MUST, source=OIP_REST.model_metadata, needs=[metadata])

@@ -149,7 +149,9 @@ def numeric_input(target: Target) -> str | None:
 def integer_input(target: Target) -> str | None:
     if reason := payload(target):
         return reason
-    narrow = any(tensor.datatype in ("INT8", "UINT8", "INT16", "UINT16", "INT32", "UINT32") for tensor in target.example())
+    narrow = any(
+        tensor.datatype in ("INT8", "UINT8", "INT16", "UINT16", "INT32", "UINT32") for tensor in target.example()
+    )
     return None if narrow else "the model has no integer input of 32 bits or less"
 
 
