@@ -1,0 +1,70 @@
+"""Unary gRPC calls from pre-serialized messages, each a task on one channel."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+
+from harness.load.recorder import Recorder
+from harness.load.recording import CONNECT, GRPC_STATUS, TIMEOUT
+
+MAX_MESSAGE_BYTES = 256 << 20
+
+
+class Channel:
+    """``status`` in the record is the gRPC status code's number."""
+
+    def __init__(
+        self, recorder: Recorder, address: str, authority: str, method: str, requests: list[bytes], timeout_s: float
+    ) -> None:
+        self.recorder = recorder
+        self.requests = requests
+        self._timeout_ns = int(timeout_s * 1e9)
+        options: list[tuple[str, Any]] = [
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.enable_http_proxy", 0),
+        ]
+        if authority:
+            options.append(("grpc.default_authority", authority))
+        self._channel = grpc.aio.insecure_channel(address, options=options)
+        self._call = self._channel.unary_unary(method)
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    def submit(self, row: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._ask(row))
+        self._tasks[row] = task
+        task.add_done_callback(lambda _: self._tasks.pop(row, None))
+
+    async def _ask(self, row: int) -> None:
+        columns = self.recorder.columns
+        sent = time.monotonic_ns()
+        columns.sent_ns[row] = sent
+        left_s = max(0.001, (int(columns.due_ns[row]) + self._timeout_ns - sent) / 1e9)
+        try:
+            answer = await self._call(self.requests[row % len(self.requests)], timeout=left_s)
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                kind = TIMEOUT
+            else:
+                refused = code is grpc.StatusCode.UNAVAILABLE and "connect" in (error.details() or "").lower()
+                kind = CONNECT if refused else GRPC_STATUS
+            self.recorder.finish(row, kind, int(code.value[0]), 0)
+            return
+        columns.first_byte_ns[row] = time.monotonic_ns()
+        self.recorder.finish(row, 0, 0, len(answer), answer if self.recorder.keeps(row) else None)
+
+    def expire(self, row: int) -> None:
+        if task := self._tasks.get(row):
+            task.cancel()
+        self.recorder.finish(row, TIMEOUT, int(grpc.StatusCode.DEADLINE_EXCEEDED.value[0]), 0)
+
+    async def close(self) -> None:
+        for task in list(self._tasks.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self._channel.close()

@@ -1,0 +1,59 @@
+"""The state of a stage while it runs: rows, what is under way, and which answers are kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from harness.load.recording import NOT_SENT, TIMEOUT, Columns
+
+KEPT_BYTES = 64 << 20
+"""Answers kept for inspection end here; how many were kept is in the result."""
+
+
+class Recorder:
+    """``after`` is told of each row that is done; a closed loop starts its next request from it."""
+
+    def __init__(self, columns: Columns, check_every: int) -> None:
+        self.columns = columns
+        self.check_every = check_every
+        self.answers: dict[int, bytes] = {}
+        self.done = 0
+        self.errors = 0
+        self.after: Callable[[int], None] = lambda row: None
+        self._kept = 0
+
+    def keeps(self, row: int) -> bool:
+        return row % self.check_every == 0 and self._kept < KEPT_BYTES
+
+    def finish(self, row: int, error: int, status: int, size: int, answer: bytes | None = None) -> None:
+        """The first end of a row counts: an answer after its timeout changes nothing."""
+        columns = self.columns
+        if columns.done_ns[row]:
+            return
+        columns.done_ns[row] = time.monotonic_ns()
+        columns.status[row] = status
+        columns.bytes[row] = size
+        columns.error[row] = error
+        self.done += 1
+        if error:
+            self.errors += 1
+        elif answer is not None:
+            self.answers[row] = answer
+            self._kept += len(answer)
+        self.after(row)
+
+    def grow(self) -> None:
+        """Doubles the room, for closed loops, whose number of requests nobody knows before."""
+        columns = self.columns
+        for name, values in vars(columns).items():
+            setattr(columns, name, np.concatenate([values, np.zeros_like(values)]))
+
+
+def abandon(recorder: Recorder, count: int) -> None:
+    """Ends what is still open among the first ``count`` rows: sent rows timed out, the rest were never sent."""
+    columns = recorder.columns
+    for row in np.flatnonzero(columns.done_ns[:count] == 0).tolist():
+        recorder.finish(row, TIMEOUT if columns.sent_ns[row] else NOT_SENT, 0, 0)
