@@ -66,6 +66,8 @@ class CheckResult:
     duration_s: float = 0.0
     evidence: tuple[Exchange, ...] = ()
     deviation: Deviation | None = None
+    step: str = ""
+    """The scenario step that asked; empty for a command of its own."""
 
     @property
     def group(self) -> str:
@@ -132,6 +134,8 @@ class SampleBatch:
     service: str
     step: str
     due_ns: npt.NDArray[np.int64]
+    dispatched_ns: npt.NDArray[np.int64]
+    """When the generator took the request up; from here to ``sent_ns`` it waited for a connection."""
     sent_ns: npt.NDArray[np.int64]
     first_byte_ns: npt.NDArray[np.int64]
     done_ns: npt.NDArray[np.int64]
@@ -157,8 +161,9 @@ class SampleBatch:
 
     @property
     def send_lag_s(self) -> npt.NDArray[np.float64]:
-        sent = self.sent_ns >= 0
-        return (self.sent_ns[sent] - self.due_ns[sent]) / 1e9
+        """How late the generator was; waiting for a connection is the server's doing and not part of it."""
+        taken = self.dispatched_ns >= 0
+        return (self.dispatched_ns[taken] - self.due_ns[taken]) / 1e9
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,10 @@ class LoadResult:
     service: str
     step: str
     runtime: str
-    offered_rate_per_s: float
+    protocol: str
+    offered_rate_per_s: float | None
+    """None in a closed loop."""
+    concurrency: int | None
     arrivals: str
     duration_s: float
     warmup_s: float
@@ -191,7 +199,8 @@ class LoadResult:
 
 @dataclass(frozen=True)
 class ParityResult:
-    """Served against expected outputs over one path. ``worst_index`` is the element with the largest relative error."""
+    """Served against expected outputs over one path. ``worst_index`` is the case, then the place in it, of the element
+    with the largest relative error."""
 
     service: str
     runtime: str
@@ -208,6 +217,7 @@ class ParityResult:
     worst_observed: str
     tolerance: str
     within: bool
+    step: str = ""
 
 
 Record = CheckResult | Measurement | TimelineEvent | SampleBatch | LoadResult | ParityResult

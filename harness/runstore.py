@@ -46,7 +46,7 @@ _LINES: dict[type, str] = {
     LoadResult: "loads.jsonl",
     ParityResult: "parity.jsonl",
 }
-_COLUMNS = ("due_ns", "sent_ns", "first_byte_ns", "done_ns", "status", "bytes", "error")
+_COLUMNS = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns", "status", "bytes", "error")
 
 
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:

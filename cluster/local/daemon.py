@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import ssl
@@ -21,6 +22,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import trustme
 import uvicorn
 import uvloop
@@ -142,6 +144,7 @@ async def serve(arguments: argparse.Namespace) -> int:
     write_atomic(directory / "kubeconfig", _kubeconfig(api_port, ca.cert_pem.bytes(), token), mode=0o600)
     state = {
         "pid": os.getpid(),
+        "created": psutil.Process().create_time(),
         "api": f"https://{HOST}:{api_port}",
         "ingress": f"{HOST}:{ingress_port}",
         "kubeconfig": str(directory / "kubeconfig"),
@@ -160,6 +163,8 @@ async def serve(arguments: argparse.Namespace) -> int:
     await asyncio.gather(serving, reconciling, return_exceptions=True)
     (directory / "cluster.json").unlink(missing_ok=True)
     (directory / "kubeconfig").unlink(missing_ok=True)
+    if arguments.ephemeral:
+        shutil.rmtree(directory, ignore_errors=True)
     return 0
 
 
@@ -170,6 +175,7 @@ def main() -> int:
     parser.add_argument("--ingress-port", type=int, default=0)
     parser.add_argument("--domain", default="example.com")
     parser.add_argument("--parent-fd", type=int, default=-1)
+    parser.add_argument("--ephemeral", action="store_true", help="remove the directory at the end")
     parser.add_argument("--bookmark-seconds", type=float, default=10.0)
     parser.add_argument("--mirrors", default="{}", help="JSON object of URI prefixes to local directories")
     arguments = parser.parse_args()

@@ -169,11 +169,11 @@ class Pool:
         except OSError:
             if self.waiting and not self._closing:
                 self.recorder.finish(self.waiting.popleft(), CONNECT, 0, 0)
-                self._opening.discard(asyncio.current_task())  # type: ignore[arg-type]
+                self._opening.discard(asyncio.current_task())
                 self._open_one()
             return
         finally:
-            self._opening.discard(asyncio.current_task())  # type: ignore[arg-type]
+            self._opening.discard(asyncio.current_task())
         if self._closing:
             connection.transport.abort()
             return

@@ -49,6 +49,11 @@ class Job:
             raise ValueError("expected either a rate (open loop) or a concurrency (closed loop)")
         if self.duration_s <= 0 or self.warmup_s < 0 or self.timeout_s <= 0:
             raise ValueError("expected a duration and a timeout above 0 s, and no negative warm-up")
+        if self.rate_per_s is not None and self.rate_per_s * self.duration_s < 1:
+            raise ValueError(
+                f"no request is due within {self.duration_s:g} s at {self.rate_per_s:g}/s;"
+                " lengthen the stage or raise the rate"
+            )
         if not self.requests:
             raise ValueError("expected at least one request")
 

@@ -21,8 +21,8 @@ ERRORS = (
 )
 """Error classes by number; 0 is no error. ``truncated``: the connection ended within an answer. ``not_sent``: the run
 was stopped before the request was sent."""
-CONNECT, RESET, TIMEOUT, HTTP_4XX, HTTP_5XX, HTTP_OTHER, PROTOCOL, TRUNCATED, GRPC_STATUS, WRONG_ANSWER, NOT_SENT = range(
-    1, len(ERRORS)
+CONNECT, RESET, TIMEOUT, HTTP_4XX, HTTP_5XX, HTTP_OTHER, PROTOCOL, TRUNCATED, GRPC_STATUS, WRONG_ANSWER, NOT_SENT = (
+    range(1, len(ERRORS))
 )
 TIMES = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns")
 

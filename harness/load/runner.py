@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ class Progress:
 class StageResult:
     """``columns`` as the worker wrote them, warm-up included; ``answers`` the kept bodies by row."""
 
-    columns: dict[str, npt.NDArray[np.generic]]
+    columns: dict[str, npt.NDArray[Any]]
     answers: dict[int, bytes]
     cpu: float
     """Processor time of the generator as a share of one core."""
@@ -50,11 +51,18 @@ async def run_stage(job: Job, bodies: Sequence[bytes], progress: Callable[[Progr
             (directory / request.body).write_bytes(body)
         job.write(directory)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "harness.load.worker", name,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            sys.executable,
+            "-m",
+            "harness.load.worker",
+            name,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
-        )  # fmt: skip
-        assert process.stdin and process.stdout and process.stderr
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         limit_s = job.warmup_s + job.duration_s + job.timeout_s + 30
         errors = asyncio.create_task(process.stderr.read())
         try:

@@ -45,9 +45,10 @@ class Stage:
     def __init__(self, job: Job, bodies: list[bytes]) -> None:
         self.job = job
         self.loop = asyncio.get_running_loop()
-        total_s = job.warmup_s + job.duration_s
         if job.rate_per_s is not None:
-            due = due_times(job.arrivals, job.rate_per_s, total_s, job.seed)
+            warmup = due_times(job.arrivals, job.rate_per_s, job.warmup_s, job.seed + 1)
+            measured = due_times(job.arrivals, job.rate_per_s, job.duration_s, job.seed)
+            due = np.concatenate([warmup, measured + int(job.warmup_s * 1e9)])
         else:
             due = np.zeros(4096, np.int64)
         self.recorder = Recorder(Columns(due), job.check_every)

@@ -43,6 +43,10 @@ def json_request(
     return {**request, **fields}
 
 
+def json_body(request: dict[str, Any] | list[Any]) -> bytes:
+    return json.dumps(request, ensure_ascii=False).encode()
+
+
 def binary_request(inputs: Sequence[Tensor], *, request_id: str = "", binary_output: bool = True) -> tuple[bytes, int]:
     """The body with all inputs as binary data, and the length of its JSON part."""
     chunks = [to_raw(tensor) for tensor in inputs]
@@ -178,7 +182,7 @@ class RestClient:
         sent_headers = dict(headers or {})
         body: bytes | None = None
         if isinstance(content, dict | list):
-            body = json.dumps(content, ensure_ascii=False).encode()
+            body = json_body(content)
         elif isinstance(content, str):
             body = content.encode()
         else:

@@ -12,10 +12,10 @@ import numpy as np
 
 from harness.checks import CheckFailed, Skip
 from harness.endpoint import Endpoint
-from harness.errors import ProtocolError, ServecertError, UnreachableError
+from harness.errors import ServecertError
 from harness.golden import GoldenCase, read_golden
-from harness.protocol.grpc_client import GrpcClient, GrpcStatusError, specs
-from harness.protocol.messages import MESSAGES
+from harness.inputs import read_metadata
+from harness.protocol.grpc_client import GrpcClient
 from harness.protocol.rest import RestAnswer, RestClient, json_request
 from harness.protocol.tensors import Tensor, TensorSpec, example_tensor
 from harness.protocol.transcript import note, recording
@@ -203,38 +203,9 @@ async def open_target(endpoint: Endpoint, *, use_grpc: bool = True) -> AsyncIter
         target = Target(rest, grpc_client, endpoint.model, payload=endpoint.payload)
         if endpoint.golden:
             target.golden = read_golden(endpoint.golden)
-        await _read_metadata(target)
+        found = await read_metadata(rest, grpc_client)
+        target.inputs, target.outputs, target.versions = found.inputs, found.outputs, found.versions
         yield target
-
-
-async def _read_metadata(target: Target) -> None:
-    try:
-        answer = await target.rest.get(target.rest.model_path)
-    except UnreachableError as error:
-        raise UnreachableError(
-            f"{error}; is the server up, and is the address right? Try: curl {target.rest.base_url}/v2/health/live"
-        ) from error
-    try:
-        body = answer.object() if answer.status == 200 else {}
-        target.inputs, target.outputs = _tensor_specs(body.get("inputs")), _tensor_specs(body.get("outputs"))
-        listed = body.get("versions")
-        target.versions = tuple(str(item) for item in listed) if isinstance(listed, list) else ()
-    except ProtocolError:
-        pass  # the metadata checks say what is wrong with it
-    if not target.inputs and target.grpc:
-        with contextlib.suppress(GrpcStatusError):
-            described = await target.grpc.call("ModelMetadata", MESSAGES["ModelMetadataRequest"](name=target.model))
-            target.inputs, target.outputs = specs(described.inputs), specs(described.outputs)
-
-
-def _tensor_specs(entries: Any) -> tuple[TensorSpec, ...]:
-    if not isinstance(entries, list):
-        return ()
-    found = []
-    for item in entries:
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            found.append(TensorSpec(item["name"], item["datatype"], tuple(int(size) for size in item["shape"])))
-    return tuple(found)
 
 
 async def gather(count: int, ask: Callable[[int], Awaitable[Any]]) -> Sequence[Any]:

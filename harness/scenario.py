@@ -1,0 +1,396 @@
+"""The scenario file: which cluster, which services on it, and what is done to them, in order.
+
+Mistakes are reported with file and line; the JSON schema of the format comes from the same models.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from harness.errors import RuntimeSpecError, ScenarioError, UsageError
+from harness.numeric import Tolerance
+from harness.runtimes import find_model, find_runtime, model_specs, runtime_specs
+from harness.slo import Objective, parse_slo
+from harness.units import parse_duration, parse_rate
+
+NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
+CATALOG = Path(__file__).resolve().parent.parent / "scenarios" / "catalog"
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str):
+        return parse_duration(value)
+    raise ValueError(f"expected a duration with a unit (us, ms, s, m, h) such as 30s or 250ms, got {value!r}")
+
+
+def _rate(value: object) -> object:
+    if isinstance(value, str | int | float):
+        return parse_rate(value)
+    raise ValueError(f"expected a rate such as 200/s, got {value!r}")
+
+
+def _objective(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError(f"expected an objective such as 'p99 < 50ms', got {value!r}")
+    try:
+        parse_slo(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+_UNIT = {"type": "string", "pattern": r"^\s*(\d+(\.\d+)?\s*(us|ms|s|m|h)\s*)+$", "examples": ["30s", "250ms", "1m30s"]}
+Duration = Annotated[
+    float,
+    BeforeValidator(_duration),
+    PlainSerializer(lambda value: f"{value:.9g}s", return_type=str),
+    WithJsonSchema(_UNIT),
+]
+Rate = Annotated[
+    float,
+    BeforeValidator(_rate),
+    PlainSerializer(lambda value: f"{value:g}/s", return_type=str),
+    WithJsonSchema({"type": ["string", "number"], "examples": ["200/s", "600/m", 200]}),
+]
+Slo = Annotated[
+    str,
+    BeforeValidator(_objective),
+    WithJsonSchema({"type": "string", "examples": ["p99 < 50ms", "errors < 0.1%", "rate >= 99% of 200/s"]}),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClusterChoice(_Strict):
+    """Where the services run."""
+
+    provider: Literal["local"] = "local"
+
+
+class Service(_Strict):
+    """One InferenceService: a runtime and a model of the catalog, or a whole manifest."""
+
+    runtime: str | None = Field(None, description="a runtime of the catalog, NAME or NAME@VERSION")
+    model: str | None = Field(None, description="a model of the catalog")
+    predictor: dict[str, Any] = Field(
+        default_factory=dict, description="fields of spec.predictor, passed through unchanged (minReplicas, timeout, …)"
+    )
+    manifest: dict[str, Any] | None = Field(None, description="a whole InferenceService, instead of runtime and model")
+    served_model: str | None = Field(
+        None, description="the model's name in URLs, where it is not the service's (with manifest)"
+    )
+    ready_within: Duration = Field(300.0, validate_default=False, description="how long it may take to become ready")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Service:
+        if self.manifest is None and (self.runtime is None or self.model is None):
+            raise ValueError("expected either 'runtime' and 'model', or 'manifest'")
+        if self.manifest is not None and self.predictor:
+            raise ValueError("'predictor' cannot be given beside 'manifest': write the fields into the manifest")
+        return self
+
+
+class _Step(_Strict):
+    service: str = Field(description="a service of this scenario")
+    name: str = Field("", description="how reports call the step; by default its suite, service and position")
+
+
+class ConformanceStep(_Step):
+    """Whether the service speaks the Open Inference Protocol."""
+
+    suite: Literal["conformance"]
+    profiles: list[Literal["rest", "grpc"]] = Field(default=["rest", "grpc"])
+
+
+class ToleranceChoice(_Strict):
+    relative: float = Field(0.0, ge=0)
+    absolute: float = Field(0.0, ge=0)
+
+
+class ParityStep(_Step):
+    """Whether the service gives the numbers that the model's framework gives offline."""
+
+    suite: Literal["parity"]
+    tolerances: dict[str, ToleranceChoice] = Field(default_factory=dict, description="by datatype, such as FP32")
+
+    def chosen(self) -> dict[str, Tolerance]:
+        return {name: Tolerance(item.relative, item.absolute) for name, item in self.tolerances.items()}
+
+
+class LoadStep(_Step):
+    """How the service answers under load."""
+
+    suite: Literal["load"]
+    rate: Rate | None = Field(None, description="open loop: requests a second, whatever the server does")
+    concurrency: int | None = Field(None, ge=1, description="closed loop: so many clients, each waiting for its answer")
+    duration: Duration
+    warmup: Duration = Field(1.0, validate_default=False, description="sent before, and not in the result")
+    arrivals: Literal["constant", "poisson"] = "poisson"
+    protocol: Literal["rest", "binary", "grpc"] = "rest"
+    timeout: Duration = Field(10.0, validate_default=False, description="from the moment a request is due")
+    connections: int = Field(256, ge=1, description="at most so many at once; more requests wait on the client's side")
+    slo: list[Slo] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_loop(self) -> LoadStep:
+        if (self.rate is None) == (self.concurrency is None):
+            raise ValueError("expected either 'rate' (open loop) or 'concurrency' (closed loop)")
+        if self.duration <= 0 or self.timeout <= 0:
+            raise ValueError("expected a 'duration' and a 'timeout' above 0s")
+        if self.rate is not None and self.rate * self.duration < 1:
+            raise ValueError("expected at least one request: lengthen 'duration' or raise 'rate'")
+        return self
+
+    def objectives(self) -> tuple[Objective, ...]:
+        return tuple(parse_slo(text) for text in self.slo)
+
+
+Step = Annotated[ConformanceStep | ParityStep | LoadStep, Field(discriminator="suite")]
+
+
+class Scenario(_Strict):
+    """A servecert scenario."""
+
+    name: str = Field(pattern=NAME)
+    description: str = ""
+    seed: int = 1
+    cluster: ClusterChoice = Field(default_factory=ClusterChoice)
+    namespace: str = Field("servecert", pattern=NAME)
+    services: dict[Annotated[str, Field(pattern=NAME)], Service] = Field(min_length=1)
+    steps: list[Step] = Field(min_length=1)
+
+    def step_name(self, index: int) -> str:
+        step = self.steps[index]
+        return step.name or f"{index + 1}-{step.suite}-{step.service}"
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema for editors; ``scenarios/scenario.schema.json`` is this."""
+    return {"$schema": SCHEMA_ID, **Scenario.model_json_schema()}
+
+
+Location = tuple[str | int, ...]
+
+
+def _positions(text: str) -> dict[Location, int]:
+    """The line of each key and item, by its path. Raises yaml.YAMLError."""
+    lines: dict[Location, int] = {}
+
+    def visit(node: yaml.Node, where: Location) -> None:
+        lines.setdefault(where, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                lines[(*where, str(key.value))] = key.start_mark.line + 1
+                visit(value, (*where, str(key.value)))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                visit(item, (*where, index))
+
+    if (root := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
+        visit(root, ())
+    return lines
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML forgets a key that is given twice; whoever wrote it meant something."""
+
+
+def _mapping(loader: Any, node: Any) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
+        seen.add(key.value)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def find_scenario(name: str) -> Path:
+    """A file, or the name of a catalog entry. Raises UsageError listing the catalog."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    catalog = CATALOG / f"{name}.yaml"
+    if catalog.is_file():
+        return catalog
+    known = ", ".join(sorted(item.stem for item in CATALOG.glob("*.yaml")))
+    raise UsageError(f"no scenario file {name!r}; the catalog has: {known}")
+
+
+def load_scenario(path: Path, settings: list[str] | None = None) -> Scenario:
+    """Reads and checks a scenario; ``settings`` are ``key.path=value`` overrides. Raises ScenarioError or UsageError."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the scenario {path}: {error}") from error
+    try:
+        data = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+        lines = _positions(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ScenarioError(path, [(line, f"not YAML: {error.problem}")]) from error
+    except yaml.YAMLError as error:
+        raise ScenarioError(path, [(0, f"not YAML: {error}")]) from error
+    if not isinstance(data, dict):
+        raise ScenarioError(path, [(1, "expected a mapping with name, services and steps")])
+    for setting in settings or []:
+        _set(data, setting)
+    try:
+        scenario = Scenario.model_validate(data)
+    except ValidationError as error:
+        problems = [_describe(dict(item), lines) for item in error.errors()]
+        raise ScenarioError(path, sorted(set(problems))) from error
+    if problems := _cross_check(scenario, lines):
+        raise ScenarioError(path, problems)
+    return scenario
+
+
+def _set(data: dict[str, Any], setting: str) -> None:
+    """Changes ``data`` in place. Raises UsageError for a path that leads nowhere."""
+    key, separator, value = setting.partition("=")
+    if not separator:
+        raise UsageError(f"--set {setting!r}: expected KEY=VALUE, such as services.iris.runtime=mlserver@1.7.1")
+    steps = key.split(".")
+    holder: Any = data
+    for place, name in enumerate(steps):
+        last = place == len(steps) - 1
+        where = ".".join(steps[: place + 1])
+        if isinstance(holder, list):
+            if not name.isdigit() or int(name) >= len(holder):
+                raise UsageError(
+                    f"--set {key}: {where} does not exist; the list has {len(holder)} items, counted from 0"
+                )
+            if last:
+                holder[int(name)] = _parse_value(value)
+                return
+            holder = holder[int(name)]
+        elif isinstance(holder, dict):
+            if last:
+                holder[name] = _parse_value(value)
+                return
+            holder = holder.setdefault(name, {})
+        else:
+            raise UsageError(f"--set {key}: {'.'.join(steps[:place])} is a single value, it has no {name!r}")
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set: {text!r} is not a YAML value") from error
+
+
+_KINDS: dict[str, type[BaseModel]] = {"conformance": ConformanceStep, "parity": ParityStep, "load": LoadStep}
+
+
+def _allowed(location: Location) -> list[str]:
+    """The fields that are allowed beside the one at ``location``."""
+    match location:
+        case (_,):
+            return list(Scenario.model_fields)
+        case ("cluster", _):
+            return list(ClusterChoice.model_fields)
+        case ("services", _, _):
+            return list(Service.model_fields)
+        case ("steps", int(), str(suite), _) if suite in _KINDS:
+            return ["suite", *(name for name in _KINDS[suite].model_fields if name != "suite")]
+    return []
+
+
+def _describe(error: dict[str, Any], lines: dict[Location, int]) -> tuple[int, str]:
+    location: Location = tuple(error["loc"])
+    # pydantic puts the chosen member of a union into the path; the file does not have it.
+    in_file = tuple(part for place, part in enumerate(location) if not (place == 2 and location[0] == "steps"))
+    probe = in_file
+    while probe and probe not in lines:
+        probe = probe[:-1]
+    line = lines.get(probe, 1)
+    where = ".".join(str(part) for part in in_file) or "scenario"
+    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        return line, f"{where}: unknown field; allowed here: {', '.join(_allowed(location))}"
+    if kind == "missing":
+        return line, f"{where}: this field is required"
+    if kind == "union_tag_invalid":
+        return line, f"{where}: unknown suite {error['ctx']['tag']!r}; expected one of {', '.join(_KINDS)}"
+    if kind == "union_tag_not_found":
+        return line, f"{where}: expected a field 'suite', one of {', '.join(_KINDS)}"
+    shown = repr(error.get("input"))
+    suffix = f", got {shown}" if "got" not in message and len(shown) < 80 and kind != "value_error" else ""
+    return line, f"{where}: {_lower(message)}{suffix}"
+
+
+def _lower(message: str) -> str:
+    """In the middle of a line; an abbreviation keeps its capitals."""
+    return message if message[1:2].isupper() else message[0].lower() + message[1:]
+
+
+def _cross_check(scenario: Scenario, lines: dict[Location, int]) -> list[tuple[int, str]]:
+    """What one field says about another."""
+    problems: list[tuple[int, str]] = []
+
+    def problem(location: Location, message: str) -> None:
+        probe = location
+        while probe and probe not in lines:
+            probe = probe[:-1]
+        problems.append((lines.get(probe, 1), f"{'.'.join(map(str, location))}: {message}"))
+
+    for name, service in scenario.services.items():
+        where: Location = ("services", name)
+        runtime = model = None
+        try:
+            runtime = find_runtime(service.runtime) if service.runtime else None
+        except RuntimeSpecError as error:
+            problem((*where, "runtime"), str(error))
+        try:
+            model = find_model(service.model) if service.model else None
+        except RuntimeSpecError as error:
+            problem((*where, "model"), str(error))
+        if runtime and model and model.format not in runtime.spec.model_formats:
+            able = [key for key, (spec, _) in runtime_specs().items() if model.format in spec.model_formats]
+            fits = [key for key, spec in model_specs().items() if spec.format in runtime.spec.model_formats]
+            problem(
+                (*where, "model"),
+                f"{runtime.name} serves {', '.join(runtime.spec.model_formats)}, and {model.name} is {model.format};"
+                f" serve it with {', '.join(able)}, or serve {', '.join(fits)}",
+            )
+        if service.manifest is not None and service.manifest.get("kind") != "InferenceService":
+            problem((*where, "manifest"), f"expected kind InferenceService, got {service.manifest.get('kind')!r}")
+    names: dict[str, int] = {}
+    for index, step in enumerate(scenario.steps):
+        if step.service not in scenario.services:
+            known = ", ".join(scenario.services)
+            problem(("steps", index, "service"), f"no service {step.service!r} in this scenario; there are {known}")
+        elif step.suite == "parity" and scenario.services[step.service].model is None:
+            problem(("steps", index), "parity needs golden outputs, which only a service with a catalog model has")
+        name = scenario.step_name(index)
+        if name in names:
+            problem(("steps", index, "name"), f"{name!r} is already the name of step {names[name] + 1}")
+        names[name] = index
+    return problems
+
+
+def resolved(scenario: Scenario) -> str:
+    """The scenario as it runs, defaults included, as YAML that can be run again."""
+    data = json.loads(scenario.model_dump_json(exclude_none=True))
+    return yaml.safe_dump(copy.deepcopy(data), sort_keys=False, allow_unicode=True)
