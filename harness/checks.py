@@ -135,7 +135,14 @@ def expect(value: Any, what: str = "") -> Expectation:
 
 
 async def run_check(
-    check: Check, target: Any, *, suite: str, service: str, runtime: str, deviations: dict[str, Deviation]
+    check: Check,
+    target: Any,
+    *,
+    suite: str,
+    service: str,
+    runtime: str,
+    deviations: dict[str, Deviation],
+    step: str = "",
 ) -> CheckResult:
     """Never raises but for cancellation: what goes wrong is the result."""
     start = time.monotonic()
@@ -177,11 +184,21 @@ async def run_check(
         duration_s=round(time.monotonic() - start, 6),
         evidence=evidence,
         deviation=deviations.get(check.id),
+        step=step,
     )
 
 
 async def run_checks(
-    checks: Iterable[Check], target: Any, *, suite: str, service: str, runtime: str, deviations: dict[str, Deviation]
+    checks: Iterable[Check],
+    target: Any,
+    *,
+    suite: str,
+    service: str,
+    runtime: str,
+    deviations: dict[str, Deviation],
+    step: str = "",
 ) -> AsyncIterator[CheckResult]:
     for check in checks:
-        yield await run_check(check, target, suite=suite, service=service, runtime=runtime, deviations=deviations)
+        yield await run_check(
+            check, target, suite=suite, service=service, runtime=runtime, deviations=deviations, step=step
+        )

@@ -85,6 +85,10 @@ class CheckResult:
         return self.deviation is not None and self.outcome is Outcome.PASSED
 
     @property
+    def deviation_reason(self) -> str:
+        return self.deviation.reason if self.deviation else ""
+
+    @property
     def fails_run(self) -> bool:
         """SHOULD and MAY are reported; a MUST, an error, or a list that is out of date decides."""
         if self.gone:

@@ -21,6 +21,7 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 import psutil
+import yaml
 
 from harness.errors import RunStoreError
 from harness.records import (
@@ -127,6 +128,18 @@ class RunStore:
 
     def write_text(self, name: str, text: str) -> None:
         write_atomic(self.directory / name, text)
+
+    def write_manifest(self, name: str, manifest: dict[str, Any]) -> None:
+        text = yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True)
+        self.write_text(f"manifests/{_slug(name)}.yaml", text)
+
+    def writable(self) -> bool:
+        """Whether the directory still takes writes."""
+        try:
+            self.save_info()
+        except RunStoreError:
+            return False
+        return True
 
     def add(self, record: Record) -> None:
         """Appends one record. Raises RunStoreError on a full disk: a run that cannot be recorded is not a run."""

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.environments import Progress, build_environment, cache_directory, environment_path, exclusive, is_built
-from harness.errors import EnvironmentError_, RuntimeSpecError
+from harness.errors import EnvironmentError_, RuntimeSpecError, UsageError
 from harness.records import Deviation
 
 _M = TypeVar("_M", bound=BaseModel)
@@ -157,6 +157,26 @@ def _validate(model: type[_M], data: Any, path: Path) -> _M:
         raise RuntimeSpecError(f"{path}: {problems}") from error
 
 
+class Baseline(_Strict):
+    """An entry of a baseline that a user keeps for a server of their own."""
+
+    check: str
+    reason: str
+    issue: str = ""
+
+
+def read_baseline(path: Path) -> dict[str, Deviation]:
+    """Known deviations by check id, from a YAML list. Raises UsageError."""
+    try:
+        data = yaml.safe_load(path.read_text()) or []
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"cannot read the baseline {path}: {error}") from error
+    if not isinstance(data, list):
+        raise UsageError(f"{path}: expected a list of {{check, reason}}")
+    entries = [_validate(Baseline, item, path) for item in data]
+    return {entry.check: Deviation(entry.reason, entry.issue) for entry in entries}
+
+
 @functools.cache
 def runtime_specs() -> dict[str, tuple[RuntimeSpec, Path]]:
     found = {}
@@ -217,12 +237,12 @@ class BuiltModel:
         return self.directory / "golden.npz"
 
 
-def build_model(name: str, progress: Progress = lambda line: None) -> BuiltModel:
+def build_model(name: str, progress: Progress = lambda line: None, stop: threading.Event | None = None) -> BuiltModel:
     """Builds the model with the framework of its runtime, once. Raises EnvironmentError_ with the builder's output."""
     spec = find_model(name)
     builder = CATALOG / "models" / spec.builder
     runtime = find_runtime(spec.runtime)
-    python = runtime.python(progress)
+    python = runtime.python(progress, stop)
     sources = [builder, CATALOG / "models" / "golden.py"]
     made_of = b"\0".join(
         [path.read_bytes() for path in sources] + [str(python).encode(), " ".join(spec.arguments).encode()]

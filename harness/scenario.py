@@ -238,7 +238,7 @@ def find_scenario(name: str) -> Path:
 
 
 def load_scenario(path: Path, settings: list[str] | None = None) -> Scenario:
-    """Reads and checks a scenario; ``settings`` are ``key.path=value`` overrides. Raises ScenarioError or UsageError."""
+    """``settings`` are ``key.path=value`` overrides. Raises ScenarioError or UsageError."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:

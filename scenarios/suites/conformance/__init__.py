@@ -47,7 +47,7 @@ def select(profiles: Sequence[str]) -> list[Check]:
     return REGISTRY.in_groups(groups)
 
 
-async def conformance(endpoint: Endpoint, profiles: Sequence[str]) -> AsyncIterator[CheckResult]:
+async def conformance(endpoint: Endpoint, profiles: Sequence[str], step: str = "") -> AsyncIterator[CheckResult]:
     """Raises UnreachableError when the server does not answer at all; everything after that is a result."""
     checks = select(profiles)
     async with open_target(endpoint, use_grpc="grpc" in profiles) as target:
@@ -58,5 +58,6 @@ async def conformance(endpoint: Endpoint, profiles: Sequence[str]) -> AsyncItera
             service=endpoint.service,
             runtime=endpoint.runtime,
             deviations=endpoint.deviations,
+            step=step,
         ):
             yield result

@@ -1,0 +1,306 @@
+"""The command line: ``servecert``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+from rich.console import Console
+
+from harness.cli_tools import checks_app, cluster_app, runtimes_app
+from harness.endpoint import Endpoint, check_url
+from harness.engine import Engine, default_directory
+from harness.errors import EXIT_INTERRUPTED, EXIT_USAGE, ServecertError, UsageError
+from harness.golden import read_payload
+from harness.observer import Observer
+from harness.records import Deviation
+from harness.runstore import RunStore, read_run
+from harness.runtimes import read_baseline
+from harness.scenario import ConformanceStep, LoadStep, ParityStep, Scenario, find_scenario, json_schema, load_scenario
+from harness.session import Output, emit_json, execute
+from harness.steps import AnyStep, run_step
+from harness.verdict import judge
+from harness.version import __version__
+from reports.terminal import print_verdict
+from reports.write import write_reports
+
+app = typer.Typer(
+    name="servecert",
+    help="Certifies model-serving clusters: protocol conformance, numerical parity and load.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(cluster_app, name="cluster")
+app.add_typer(runtimes_app, name="runtimes")
+app.add_typer(checks_app, name="checks")
+
+Json = Annotated[str, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output")]
+Junit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="write the result as JUnit XML")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="keep the run directory, with its report, here")]
+Url = Annotated[str, typer.Argument(metavar="URL", help="where the server is, such as http://127.0.0.1:8080")]
+Model = Annotated[str, typer.Option("--model", metavar="NAME", help="the model's name on the server")]
+Grpc = Annotated[str, typer.Option("--grpc", metavar="HOST:PORT", help="where the server speaks gRPC")]
+Host = Annotated[str, typer.Option("--host", help="the host name to ask for, where the URL is an ingress")]
+Payload = Annotated[Path | None, typer.Option("--payload", metavar="FILE", help="a v2 inference request to send")]
+Golden = Annotated[Path | None, typer.Option("--golden", metavar="FILE", help="golden cases (.npz) to send")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"servecert {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    scenarios: Annotated[
+        list[str], typer.Argument(metavar="SCENARIO…", help="scenario files, or names in the catalog")
+    ],
+    provider: Annotated[str, typer.Option(help="where to run: local; overrides the scenario")] = "",
+    out: Out = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, such as steps.0.rate=50/s")
+    ] = None,
+    json: Json = "",
+    junit: Junit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Runs scenarios from start to verdict, and writes report.html."""
+    changes = list(settings or [])
+    if provider:
+        changes.append(f"cluster.provider={provider}")
+    loaded = [load_scenario(find_scenario(name), changes) for name in scenarios]
+    if len(loaded) > 1 and (json or junit):
+        raise UsageError("--json and --junit take one scenario; each run directory has results.json and junit.xml")
+    worst = 0
+    for scenario in loaded:
+        directory = default_directory(scenario.name) if out is None else out
+        if out is not None and len(loaded) > 1:
+            directory = out / scenario.name
+        worst = max(worst, _run_one(scenario, Output(directory, json, junit, quiet)))
+        if worst == EXIT_INTERRUPTED:
+            break
+    raise typer.Exit(worst)
+
+
+def _run_one(scenario: Scenario, output: Output) -> int:
+    async def work(store: RunStore, observer: Observer) -> None:
+        await Engine(scenario, store, observer).run()
+
+    return execute(scenario.name, scenario.seed, work, output)
+
+
+def _endpoint(
+    url: str,
+    model: str,
+    grpc: str,
+    host: str,
+    payload: Path | None,
+    golden: Path | None,
+    deviations: dict[str, Deviation] | None = None,
+) -> Endpoint:
+    address = grpc
+    if address:
+        name, _, port = address.rpartition(":")
+        if not name or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UsageError(f"--grpc {address!r}: expected HOST:PORT, such as 127.0.0.1:8081")
+    if not model:
+        raise UsageError("--model: expected the model's name on the server")
+    if payload is not None and golden is not None:
+        raise UsageError("give either --payload or --golden")
+    checked = check_url(url)
+    return Endpoint(
+        service=model,
+        runtime=checked,
+        url=checked,
+        model=model,
+        host=host,
+        grpc_address=address,
+        golden=golden,
+        payload=tuple(read_payload(payload)) if payload else (),
+        deviations=deviations or {},
+    )
+
+
+def _run_step(step: AnyStep, endpoint: Endpoint, seed: int, output: Output) -> NoReturn:
+    name = f"{step.suite}"
+
+    async def work(store: RunStore, observer: Observer) -> None:
+        store.info["kind"] = step.suite
+        store.info["services"][endpoint.service] = {"runtime": endpoint.runtime, "model": endpoint.model}
+        store.info["steps"] = [{"name": name, "suite": step.suite, "service": endpoint.service, "state": "running"}]
+        store.save_info()
+        observer.phase(f"{step.suite} on {endpoint.url}")
+        await run_step(step, name, endpoint, seed, store, observer)
+        store.info["steps"][0]["state"] = "done"
+
+    raise typer.Exit(execute(f"{step.suite} of {endpoint.model}", seed, work, output))
+
+
+def _validated(kind: type[Any], values: dict[str, Any]) -> Any:
+    """A step from command-line values. Raises UsageError."""
+    from pydantic import ValidationError
+
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            field = next((str(part) for part in item["loc"]), "")
+            option = f"--{field.replace('profiles', 'profile')}: " if field else ""
+            problems.append(option + item["msg"].removeprefix("Value error, "))
+        raise UsageError("; ".join(problems)) from error
+
+
+@app.command()
+def conformance(
+    url: Url,
+    model: Model,
+    grpc: Grpc = "",
+    host: Host = "",
+    profile: Annotated[
+        list[str] | None, typer.Option(help="rest, grpc; by default all that the addresses allow")
+    ] = None,
+    payload: Payload = None,
+    golden: Golden = None,
+    baseline: Annotated[Path | None, typer.Option(metavar="FILE", help="known deviations (YAML), with reasons")] = None,
+    out: Out = None,
+    json: Json = "",
+    junit: Junit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Checks a server that is already there against the Open Inference Protocol."""
+    endpoint = _endpoint(url, model, grpc, host, payload, golden, read_baseline(baseline) if baseline else None)
+    profiles = profile or ["rest", *(["grpc"] if grpc else [])]
+    if "grpc" in profiles and not grpc:
+        raise UsageError("--profile grpc needs --grpc HOST:PORT")
+    step = _validated(ConformanceStep, {"suite": "conformance", "service": "target", "profiles": profiles})
+    _run_step(step, endpoint, 1, Output(out, json, junit, quiet))
+
+
+@app.command()
+def parity(
+    url: Url,
+    model: Model,
+    golden: Annotated[Path, typer.Option(metavar="FILE", help="golden cases (.npz)")],
+    grpc: Grpc = "",
+    host: Host = "",
+    out: Out = None,
+    json: Json = "",
+    junit: Junit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compares served outputs with golden outputs, element by element."""
+    endpoint = _endpoint(url, model, grpc, host, None, golden)
+    _run_step(ParityStep(suite="parity", service="target"), endpoint, 1, Output(out, json, junit, quiet))
+
+
+@app.command()
+def load(
+    url: Url,
+    model: Model,
+    duration: Annotated[str, typer.Option(metavar="T", help="how long, such as 30s")],
+    rate: Annotated[str | None, typer.Option(metavar="R", help="requests a second, whatever the server does")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="clients that each wait for their answer")
+    ] = None,
+    arrivals: Annotated[str, typer.Option(help="constant or poisson")] = "poisson",
+    protocol: Annotated[str, typer.Option(help="rest, binary or grpc")] = "rest",
+    warmup: Annotated[str, typer.Option(metavar="T", help="sent before, and not in the result")] = "1s",
+    timeout: Annotated[str, typer.Option(metavar="T", help="from the moment a request is due")] = "10s",
+    connections: Annotated[int, typer.Option(metavar="N", help="at most so many at once")] = 256,
+    slo: Annotated[list[str] | None, typer.Option(metavar="EXPR", help="such as 'p99 < 50ms'; may be repeated")] = None,
+    seed: Annotated[int, typer.Option(help="of the arrivals")] = 1,
+    grpc: Grpc = "",
+    host: Host = "",
+    payload: Payload = None,
+    golden: Golden = None,
+    out: Out = None,
+    json: Json = "",
+    junit: Junit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Sends load to a server that is already there, and reports percentiles counted from the due times."""
+    values: dict[str, Any] = {
+        "suite": "load",
+        "service": "target",
+        "duration": duration,
+        "arrivals": arrivals,
+        "protocol": protocol,
+        "warmup": warmup,
+        "timeout": timeout,
+        "connections": connections,
+        "slo": slo or [],
+    }
+    if rate is not None:
+        values["rate"] = rate
+    if concurrency is not None:
+        values["concurrency"] = concurrency
+    step = _validated(LoadStep, values)
+    endpoint = _endpoint(url, model, grpc, host, payload, golden)
+    _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
+    json: Json = "",
+    quiet: Quiet = False,
+) -> None:
+    """Writes the reports of a run directory anew, and repeats its verdict."""
+    verdict = write_reports(directory)
+    run_read = read_run(directory)
+    if json:
+        from reports.results import results
+
+        emit_json(json, results(run_read, judge(run_read)))
+    if not quiet:
+        console = Console(stderr=True, soft_wrap=True)
+        print_verdict(console, run_read, verdict)
+        console.print(f"report: {directory / 'report.html'}", highlight=False)
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def schema() -> None:
+    """Prints the JSON schema of the scenario format, for editors."""
+    emit_json("-", json_schema())
+
+
+def main() -> None:
+    """The entry point; every error ends here, as a message and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.exceptions.Abort:
+        code = EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        code = EXIT_USAGE
+    except ServecertError as error:
+        print(f"servecert: {error}", file=sys.stderr)
+        code = error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 141
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

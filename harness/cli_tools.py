@@ -1,0 +1,233 @@
+"""``servecert cluster``, ``servecert runtimes`` and ``servecert checks``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster.local.provider import LocalCluster
+from cluster.provider import PROVIDERS, ClusterSpec
+from harness.environments import cache_directory
+from harness.errors import EXIT_FAILED, ClusterError, UsageError
+from harness.runtimes import build_model, find_runtime, model_specs, runtime_specs
+from harness.session import emit_json
+
+cluster_app = typer.Typer(help="Brings a cluster up, and takes it down.", no_args_is_help=True)
+runtimes_app = typer.Typer(help="The reference runtimes.", no_args_is_help=True)
+checks_app = typer.Typer(help="The checks of the conformance suite.", no_args_is_help=True)
+
+Json = Annotated[str, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output")]
+Provider = Annotated[str, typer.Option(help="local")]
+
+
+def _directory(provider: str) -> Path:
+    if provider not in PROVIDERS:
+        raise UsageError(f"unknown provider {provider!r}; expected one of {', '.join(PROVIDERS)}")
+    return cache_directory() / "clusters" / provider
+
+
+def _describe(cluster: LocalCluster) -> dict[str, Any]:
+    return {key: cluster.state[key] for key in ("api", "ingress", "kubeconfig", "domain", "pid")}
+
+
+def _print_cluster(cluster: LocalCluster) -> None:
+    print(f"export KUBECONFIG={cluster.kubeconfig}")
+    print(
+        f"# services answer at http://{cluster.ingress} with the Host header <isvc>.<namespace>.{cluster.state['domain']},"
+    )
+    print(f"# and in a browser at http://{cluster.ingress}/serving/<namespace>/<isvc>/")
+
+
+@cluster_app.command()
+def up(
+    provider: Provider = "local",
+    api_port: Annotated[int, typer.Option(help="port of the Kubernetes API; 0 takes a free one")] = 0,
+    ingress_port: Annotated[int, typer.Option(help="port of the ingress; 0 takes a free one")] = 0,
+    mirror: Annotated[
+        list[str] | None, typer.Option(metavar="PREFIX=DIR", help="where URIs that begin so are read from instead")
+    ] = None,
+    json: Json = "",
+) -> None:
+    """Starts a cluster that keeps running, and prints how to reach it."""
+    directory = _directory(provider)
+    mirrors = {}
+    for item in mirror or []:
+        prefix, separator, target = item.rpartition("=")
+        if not separator or not Path(target).is_dir():
+            raise UsageError(f"--mirror {item!r}: expected PREFIX=DIRECTORY, and the directory must exist")
+        mirrors[prefix] = str(Path(target).resolve())
+    cluster = LocalCluster.find(directory)
+    if cluster is None:
+        spec = ClusterSpec(provider, directory, api_port, ingress_port, mirrors)
+        cluster = LocalCluster.start(spec, detached=True)
+    elif api_port or ingress_port or mirrors:
+        raise ClusterError("a cluster is already up, with other settings; take it down first: servecert cluster down")
+    if json:
+        emit_json(json, _describe(cluster))
+    else:
+        _print_cluster(cluster)
+
+
+@cluster_app.command()
+def status(provider: Provider = "local", json: Json = "") -> None:
+    """Says whether the cluster is up: exit code 0 when it is, 1 when not."""
+    cluster = LocalCluster.find(_directory(provider))
+    if json:
+        emit_json(json, {"up": cluster is not None, **(_describe(cluster) if cluster else {})})
+    elif cluster:
+        _print_cluster(cluster)
+    else:
+        print("no cluster is up; start one with: servecert cluster up")
+    raise typer.Exit(0 if cluster else EXIT_FAILED)
+
+
+@cluster_app.command()
+def down(provider: Provider = "local") -> None:
+    """Ends the cluster and everything that runs on it."""
+    cluster = LocalCluster.find(_directory(provider))
+    if cluster:
+        cluster.down()
+        print("the cluster is down")
+    else:
+        print("no cluster was up")
+
+
+@runtimes_app.command("list")
+def list_runtimes(json: Json = "") -> None:
+    """The reference runtimes, their versions, and which are installed."""
+    rows = []
+    for name, (spec, _) in runtime_specs().items():
+        for version in spec.versions:
+            runtime = find_runtime(f"{name}@{version}")
+            rows.append(
+                {
+                    "runtime": runtime.name,
+                    "installed": runtime.installed,
+                    "protocols": spec.protocols,
+                    "formats": spec.model_formats,
+                    "image": runtime.image,
+                    "description": spec.description,
+                    "models": [model.name for model in model_specs().values() if model.format in spec.model_formats],
+                }
+            )
+    if json:
+        emit_json(json, rows)
+        return
+    table = Table("runtime", "installed", "protocols", "models", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            str(row["runtime"]),
+            "yes" if row["installed"] else "no",
+            ", ".join(row["protocols"]),
+            ", ".join(row["models"]),
+        )
+    Console().print(table)
+
+
+@runtimes_app.command()
+def install(
+    names: Annotated[list[str], typer.Argument(metavar="RUNTIME…", help="NAME or NAME@VERSION; all for every one")],
+) -> None:
+    """Builds the Python environments of runtimes, once."""
+    if names == ["all"]:
+        names = [f"{name}@{version}" for name, (spec, _) in runtime_specs().items() for version in spec.versions]
+    console = Console(stderr=True)
+    for runtime in [find_runtime(name) for name in names]:
+        with console.status(f"{runtime.name}") as shown:
+            python = runtime.python(lambda line, shown=shown, name=runtime.name: shown.update(f"{name}: {line[:90]}"))  # type: ignore[misc]
+        print(f"{runtime.name}: {python}")
+
+
+@runtimes_app.command()
+def serve(
+    name: Annotated[str, typer.Argument(metavar="RUNTIME", help="NAME or NAME@VERSION")],
+    model: Annotated[str, typer.Option(help="a model of the catalog that the runtime can serve")],
+    http_port: Annotated[int, typer.Option(help="REST")] = 8080,
+    grpc_port: Annotated[int, typer.Option(help="gRPC")] = 8081,
+    metrics_port: Annotated[int, typer.Option(help="metrics, where the runtime has a port of their own")] = 8082,
+    host: Annotated[str, typer.Option(help="the address to listen on")] = "127.0.0.1",
+) -> None:
+    """Runs one runtime with one model in the foreground, to point other commands at."""
+    runtime = find_runtime(name)
+    built = build_model(model, lambda line: print(line, file=sys.stderr))
+    if built.spec.format not in runtime.spec.model_formats:
+        raise UsageError(
+            f"{runtime.name} serves {', '.join(runtime.spec.model_formats)}, and {model} is {built.spec.format}"
+        )
+    python = runtime.python(lambda line: print(line, file=sys.stderr), threading.Event())
+    values = {
+        "host": host,
+        "http_port": str(http_port),
+        "grpc_port": str(grpc_port),
+        "metrics_port": str(metrics_port),
+        "model_name": model,
+        "model_dir": str(built.artifacts),
+    }
+    command, environment = runtime.local_command(python, values)
+    declared = {
+        item["name"]: str(item.get("value", ""))
+        for item in runtime.spec.serving_runtime["containers"][0].get("env", [])
+    }
+    print(f"{runtime.name} serves {model}: http://{host}:{http_port}, gRPC {host}:{grpc_port}", file=sys.stderr)
+    print(f"golden cases: {built.golden}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="servecert-serve-") as scratch:
+        variables = {**os.environ, **declared, **environment, "TMPDIR": scratch}
+        process = subprocess.Popen(command, env=variables, cwd=scratch)
+        while True:
+            try:
+                raise typer.Exit(process.wait())
+            except KeyboardInterrupt:
+                continue  # the server got the signal as well, and ends in its own time
+
+
+@checks_app.command("list")
+def list_checks(
+    group: Annotated[str, typer.Option(help="only this group, such as rest.infer")] = "", json: Json = ""
+) -> None:
+    """Every check, with its level."""
+    from scenarios.suites.conformance import REGISTRY
+
+    chosen = [check for check in REGISTRY.checks.values() if not group or check.group == group]
+    if not chosen:
+        groups = ", ".join(dict.fromkeys(check.group for check in REGISTRY.checks.values()))
+        raise UsageError(f"no group {group!r}; there are {groups}")
+    if json:
+        emit_json(json, [_check_json(check) for check in chosen])
+        return
+    for check in chosen:
+        print(f"{check.level.upper():7}{check.id:48}{check.requirement}")
+
+
+@checks_app.command("show")
+def show_check(check_id: Annotated[str, typer.Argument(metavar="ID")], json: Json = "") -> None:
+    """One check: what it requires, how much that binds, and where it is written."""
+    from scenarios.suites.conformance import REGISTRY
+
+    check = REGISTRY.checks.get(check_id)
+    if check is None:
+        raise UsageError(f"no check {check_id!r}; `servecert checks list` names them all")
+    data = _check_json(check)
+    if json:
+        emit_json(json, data)
+        return
+    for key, value in data.items():
+        print(f"{key:12} {value}")
+
+
+def _check_json(check: Any) -> dict[str, Any]:
+    return {
+        "id": check.id,
+        "level": str(check.level),
+        "requirement": check.requirement,
+        "source": str(check.source),
+        "group": check.group,
+    }

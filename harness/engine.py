@@ -1,0 +1,276 @@
+"""The scenario engine: a cluster, services on it, steps in order, and a run directory that holds all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cluster.provider import Cluster, ClusterSpec, up
+from harness.endpoint import Endpoint
+from harness.errors import BringUpError, DeployError, ServecertError
+from harness.kserve import KServe
+from harness.observer import Observer
+from harness.records import Deviation, Measurement, TimelineEvent
+from harness.runstore import RunStore
+from harness.runtimes import BuiltModel, Runtime, build_model, find_runtime
+from harness.scenario import Scenario, Service, resolved
+from harness.steps import run_step
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a service needs before it can be deployed."""
+
+    name: str
+    service: Service
+    runtime: Runtime | None
+    model: BuiltModel | None
+
+
+def default_directory(name: str) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{stamp}-{name}"
+
+
+def manifests(prepared: Prepared, namespace: str) -> list[dict[str, Any]]:
+    """The InferenceService, and before it the ServingRuntime that pins the runtime's version."""
+    service = prepared.service
+    if service.manifest is not None:
+        metadata = {**service.manifest.get("metadata", {}), "name": prepared.name, "namespace": namespace}
+        return [{**service.manifest, "apiVersion": "serving.kserve.io/v1beta1", "metadata": metadata}]
+    assert prepared.runtime is not None
+    assert prepared.model is not None
+    runtime_name = "servecert-" + prepared.runtime.name.replace("@", "-").replace(".", "-")
+    predictor = {**service.predictor}
+    predictor["model"] = {
+        "modelFormat": {"name": prepared.model.spec.format},
+        "protocolVersion": "v2",
+        "runtime": runtime_name,
+        "storageUri": f"file://{prepared.model.artifacts}",
+        **predictor.get("model", {}),
+    }
+    return [
+        prepared.runtime.serving_runtime(runtime_name),
+        {
+            "apiVersion": "serving.kserve.io/v1beta1",
+            "kind": "InferenceService",
+            "metadata": {"name": prepared.name, "namespace": namespace},
+            "spec": {"predictor": predictor},
+        },
+    ]
+
+
+def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster) -> Endpoint:
+    """How the service is reached: the ingress, asked for the host of ``status.url``."""
+    url = (isvc.get("status") or {}).get("url")
+    host = urlsplit(url or "").hostname
+    if not host:
+        raise DeployError(f"InferenceService {prepared.name} is ready and its status has no url")
+    deviations: dict[str, Deviation] = {}
+    label = "custom"
+    if prepared.runtime is not None:
+        label = prepared.runtime.name
+        if prepared.model is not None:
+            deviations = prepared.runtime.deviations_for(prepared.model.spec.name)
+    return Endpoint(
+        service=prepared.name,
+        runtime=label,
+        url=f"http://{cluster.ingress}",
+        model=prepared.service.served_model or prepared.name,
+        host=host,
+        grpc_address=cluster.ingress,
+        golden=prepared.model.golden if prepared.model else None,
+        deviations=deviations,
+    )
+
+
+class Engine:
+    """One run of one scenario. ``interrupted`` is set when it was cancelled from outside."""
+
+    def __init__(self, scenario: Scenario, store: RunStore, observer: Observer) -> None:
+        self.scenario = scenario
+        self.store = store
+        self.observer = observer
+        self.stop = threading.Event()
+        self.endpoints: dict[str, Endpoint] = {}
+
+    async def run(self) -> None:
+        """Errors of services and steps become part of the run; only a run directory that cannot be written raises."""
+        scenario, store = self.scenario, self.store
+        store.write_text("scenario.yaml", resolved(scenario))
+        store.info["steps"] = [
+            {"name": scenario.step_name(index), "suite": step.suite, "service": step.service, "state": "planned"}
+            for index, step in enumerate(scenario.steps)
+        ]
+        store.info["provider"] = scenario.cluster.provider
+        store.save_info()
+        try:
+            async with self._cluster() as cluster:
+                await self._on_cluster(cluster)
+        except BringUpError as error:
+            self._error(error)
+        finally:
+            self.stop.set()
+
+    def _error(self, error: ServecertError, service: str = "") -> None:
+        self.store.info["errors"].append(
+            {
+                "kind": type(error).__name__,
+                "message": str(error).partition("\nlast log lines:\n")[0],
+                "exit_code": error.exit_code,
+                "service": service,
+                "log": error.logs if isinstance(error, DeployError) else "",
+            }
+        )
+        self.store.save_info()
+        self.observer.note(str(error))
+
+    def _event(self, what: str, detail: str = "") -> None:
+        self.store.add(TimelineEvent("servecert", self.scenario.name, what, detail))
+
+    @contextlib.asynccontextmanager
+    async def _cluster(self) -> AsyncIterator[Cluster]:
+        provider = self.scenario.cluster.provider
+        self.observer.phase(f"bringing up the cluster ({provider})")
+        with tempfile.TemporaryDirectory(prefix="servecert-cluster-", ignore_cleanup_errors=True) as name:
+            started = time.monotonic()
+            cluster = await asyncio.to_thread(up, ClusterSpec(provider, Path(name) / "cluster"))
+            try:
+                seconds = time.monotonic() - started
+                self._event("cluster up", f"{provider}, {seconds:.2f} s")
+                self.store.add(Measurement("cluster.up", seconds, "s", 1))
+                yield cluster
+            finally:
+                with contextlib.suppress(ServecertError):
+                    self.store.write_text("logs/cluster.log", cluster.logs())
+                await asyncio.to_thread(cluster.down)
+
+    async def _on_cluster(self, cluster: Cluster) -> None:
+        kserve = KServe(cluster.kubeconfig, self.scenario.namespace)
+        await kserve.ensure_namespace()
+        self.observer.phase("preparing runtimes and models")
+        prepared = await self._prepare()
+        try:
+            self.observer.phase("deploying")
+            await self._deploy(kserve, cluster, prepared)
+            await self._steps()
+        finally:
+            await self._collect(kserve, prepared)
+
+    # Before the steps
+
+    async def _prepare(self) -> list[Prepared]:
+        """Environments and models, side by side. A service whose runtime cannot be built is left out."""
+
+        def build(name: str, service: Service) -> Prepared:
+            def progress(line: str) -> None:
+                self.observer.status(f"{name}: {line[:100]}")
+
+            runtime = find_runtime(service.runtime) if service.runtime else None
+            if runtime is not None:
+                runtime.python(progress, self.stop)
+            model = build_model(service.model, progress, self.stop) if service.model else None
+            return Prepared(name, service, runtime, model)
+
+        async def guarded(name: str, service: Service) -> Prepared | None:
+            started = time.monotonic()
+            try:
+                done = await asyncio.to_thread(build, name, service)
+            except ServecertError as error:
+                self._error(error, name)
+                return None
+            self.store.add(Measurement("prepare", time.monotonic() - started, "s", 1, service=name))
+            return done
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(guarded(name, item)) for name, item in self.scenario.services.items()]
+        return [found for task in tasks if (found := task.result()) is not None]
+
+    async def _deploy(self, kserve: KServe, cluster: Cluster, prepared: list[Prepared]) -> None:
+        async def deploy(item: Prepared) -> None:
+            started = time.monotonic()
+            try:
+                for manifest in manifests(item, self.scenario.namespace):
+                    kind = manifest["kind"].lower()
+                    self.store.write_manifest(f"{item.name}-{kind}", manifest)
+                    await kserve.apply(manifest)
+                isvc = await kserve.wait_ready(
+                    item.name, item.service.ready_within, lambda text: self.observer.status(f"{item.name}: {text}")
+                )
+                endpoint = endpoint_of(item, isvc, cluster)
+            except ServecertError as error:
+                self._error(error, item.name)
+                return
+            seconds = time.monotonic() - started
+            self.endpoints[item.name] = endpoint
+            self.store.info["services"][item.name] = {
+                "runtime": endpoint.runtime,
+                "model": item.model.spec.name if item.model else endpoint.model,
+                "url": f"http://{endpoint.host}",
+                "ready_s": round(seconds, 3),
+            }
+            self.store.add(Measurement("ready", seconds, "s", 1, service=item.name))
+            self._event("ready", f"{item.name} after {seconds:.2f} s")
+            self.observer.note(f"{item.name} ({endpoint.runtime}) ready after {seconds:.1f} s")
+
+        async with asyncio.TaskGroup() as group:
+            for item in prepared:
+                group.create_task(deploy(item))
+        self.store.save_info()
+
+    # The steps
+
+    async def _steps(self) -> None:
+        for index, step in enumerate(self.scenario.steps):
+            name = self.scenario.step_name(index)
+            entry = self.store.info["steps"][index]
+            endpoint = self.endpoints.get(step.service)
+            if endpoint is None:
+                entry["state"] = "not run"
+                self.store.save_info()
+                continue
+            self.observer.phase(f"{step.suite} on {step.service} ({endpoint.runtime})")
+            self._event("step begins", name)
+            started = time.monotonic()
+            entry["state"] = "running"
+            try:
+                await run_step(step, name, endpoint, self.scenario.seed, self.store, self.observer)
+                entry["state"] = "done"
+            except ServecertError as error:
+                entry["state"] = "broken"
+                self._error(error, step.service)
+                if isinstance(error, BringUpError) and not self.store.writable():
+                    raise
+            finally:
+                entry["seconds"] = round(time.monotonic() - started, 3)
+                self._event("step ends", f"{name}: {entry['state']}")
+                self.store.save_info()
+
+    # After the steps
+
+    async def _collect(self, kserve: KServe, prepared: list[Prepared]) -> None:
+        """Logs and events, then the services go; what cannot be had any more is not worth failing for."""
+        self.observer.phase("collecting logs and cleaning up")
+        for item in prepared:
+            with contextlib.suppress(ServecertError, LookupError):
+                for pod in await kserve.pods(item.name):
+                    name = pod["metadata"]["name"]
+                    for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
+                        text = await kserve.pod_log(name, container["name"])
+                        if text:
+                            self.store.write_text(f"logs/{name}.{container['name']}.log", text)
+        with contextlib.suppress(ServecertError):
+            for event in await kserve.timeline():
+                self.store.add(event)
+        for item in prepared:
+            with contextlib.suppress(ServecertError):
+                await kserve.delete(item.name)

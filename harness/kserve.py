@@ -1,0 +1,238 @@
+"""InferenceServices on any cluster, through the ``kubernetes`` client: deploy, wait, explain, collect, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.errors import ClusterError, DeployError, UsageError
+from harness.records import TimelineEvent
+
+Object = dict[str, Any]
+GROUP = "serving.kserve.io"
+POLL_S = 0.2
+LOG_LINES = 40
+_PLURALS = {"InferenceService": "inferenceservices", "ServingRuntime": "servingruntimes"}
+_HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError")
+CRASHES = 2
+"""A container that failed this often is not waited for any longer."""
+
+
+class KServe:
+    """One cluster and one namespace. Blocking calls run in threads; all errors of the API become ClusterError."""
+
+    def __init__(self, kubeconfig: Path, namespace: str) -> None:
+        """Raises UsageError for a kubeconfig that cannot be read."""
+        from kubernetes import client, config
+
+        self.namespace = namespace
+        try:
+            api: Any = config.new_client_from_config(str(kubeconfig))  # type: ignore[no-untyped-call]
+        except (config.ConfigException, OSError) as error:
+            raise UsageError(f"{kubeconfig}: expected a kubeconfig: {error}") from error
+        self._core = client.CoreV1Api(api)
+        self._custom = client.CustomObjectsApi(api)
+        self._client = client
+
+    async def _call(self, what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """``_request_timeout`` bounds each call. 404 raises LookupError."""
+        try:
+            return await asyncio.to_thread(function, *arguments, _request_timeout=30, **options)
+        except self._client.ApiException as error:
+            if error.status == 404:
+                raise LookupError(what) from error
+            raise ClusterError(f"{what}: the API answered {error.status} {error.reason}: {error.body}") from error
+        except Exception as error:  # urllib3 raises many kinds
+            raise ClusterError(f"{what}: the Kubernetes API does not answer: {error}") from error
+
+    async def ensure_namespace(self) -> bool:
+        """Whether it was created just now."""
+        try:
+            await self._call(f"namespace {self.namespace}", self._core.read_namespace, self.namespace)
+        except LookupError:
+            body = {"metadata": {"name": self.namespace, "labels": {"app.kubernetes.io/managed-by": "servecert"}}}
+            await self._call(f"namespace {self.namespace}", self._core.create_namespace, body)
+            return True
+        return False
+
+    async def apply(self, manifest: Object) -> None:
+        """Creates the object, or replaces its spec."""
+        plural = _PLURALS[manifest["kind"]]
+        name = manifest["metadata"]["name"]
+        version = manifest["apiVersion"].rpartition("/")[2]
+        where = (GROUP, version, self.namespace, plural)
+        what = f"{manifest['kind']} {self.namespace}/{name}"
+        try:
+            live = await self._call(what, self._custom.get_namespaced_custom_object, *where, name)
+        except LookupError:
+            try:
+                await self._call(what, self._custom.create_namespaced_custom_object, *where, manifest)
+            except LookupError as error:
+                raise ClusterError(f"{what}: the cluster does not know {GROUP}; is KServe installed on it?") from error
+        else:
+            metadata = {**manifest["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}
+            body = {**manifest, "metadata": metadata}
+            await self._call(what, self._custom.replace_namespaced_custom_object, *where, name, body)
+
+    async def get(self, name: str) -> Object:
+        """Raises LookupError."""
+        where = (GROUP, "v1beta1", self.namespace, "inferenceservices")
+        what = f"InferenceService {self.namespace}/{name}"
+        found: Object = await self._call(what, self._custom.get_namespaced_custom_object, *where, name)
+        return found
+
+    async def pods(self, name: str) -> list[Object]:
+        selector = f"serving.kserve.io/inferenceservice={name}"
+        listed = await self._call(
+            f"pods of {name}", self._core.list_namespaced_pod, self.namespace, label_selector=selector
+        )
+        items: list[Object] = self._core.api_client.sanitize_for_serialization(listed.items)
+        return items
+
+    async def pod_log(self, pod: str, container: str, *, previous: bool = False, lines: int | None = None) -> str:
+        """Empty where there is none."""
+        options: Object = {"container": container, "previous": previous}
+        if lines is not None:
+            options["tail_lines"] = lines
+        try:
+            text = await self._call(f"log of {pod}", self._core.read_namespaced_pod_log, pod, self.namespace, **options)
+        except (LookupError, ClusterError):
+            return ""
+        return str(text)
+
+    async def wait_ready(self, name: str, within_s: float, progress: Callable[[str], None]) -> Object:
+        """Raises DeployError with the reason and the last log lines: at once where waiting is of no use."""
+        deadline = time.monotonic() + within_s
+        shown = ""
+        while True:
+            try:
+                isvc = await self.get(name)
+            except LookupError as error:
+                raise DeployError(
+                    f"InferenceService {self.namespace}/{name} was deleted while it was waited for"
+                ) from error
+            if _is_ready(isvc):
+                return isvc
+            pods = await self.pods(name)
+            text = describe_state(isvc, pods)
+            if text != shown:
+                shown = text
+                progress(text)
+            if why := hopeless(isvc, pods):
+                raise DeployError(f"InferenceService {self.namespace}/{name}: {why}", await self.last_log(pods))
+            if time.monotonic() > deadline:
+                raise DeployError(
+                    f"InferenceService {self.namespace}/{name} was not ready within {within_s:g} s ({text});"
+                    " raise ready_within if it only needs longer",
+                    await self.last_log(pods),
+                )
+            await asyncio.sleep(POLL_S)
+
+    async def last_log(self, pods: list[Object]) -> str:
+        """The newest words of the container that is in trouble, of the run before where the present one has none."""
+        for pod in pods:
+            container, crashed = _troubled(pod)
+            for previous in (False, True) if not crashed else (True, False):
+                text = await self.pod_log(pod["metadata"]["name"], container, previous=previous, lines=LOG_LINES)
+                if text.strip():
+                    return text.strip()
+        return ""
+
+    async def delete(self, name: str, within_s: float = 60.0) -> None:
+        """Returns when the service and its pods are gone. Raises ClusterError when they do not go."""
+        where = (GROUP, "v1beta1", self.namespace, "inferenceservices")
+        try:
+            await self._call(f"deleting {name}", self._custom.delete_namespaced_custom_object, *where, name)
+        except LookupError:
+            return
+        deadline = time.monotonic() + within_s
+        while await self.pods(name):
+            if time.monotonic() > deadline:
+                raise ClusterError(f"the pods of {self.namespace}/{name} were not gone within {within_s:g} s")
+            await asyncio.sleep(POLL_S)
+
+    async def timeline(self) -> list[TimelineEvent]:
+        """The namespace's Kubernetes events, in order."""
+        listed = await self._call("events", self._core.list_namespaced_event, self.namespace)
+        items: list[Object] = self._core.api_client.sanitize_for_serialization(listed.items)
+        here, wall = time.monotonic(), datetime.now(UTC)
+        found = []
+        for item in items:
+            stamp = item.get("eventTime") or item.get("firstTimestamp") or item["metadata"]["creationTimestamp"]
+            moment = datetime.fromisoformat(stamp)
+            about = item["involvedObject"]
+            count = f" (×{item['count']})" if (item.get("count") or 1) > 1 else ""
+            found.append(
+                TimelineEvent(
+                    source="kubernetes",
+                    object=f"{about.get('kind', '').lower()}/{about.get('name', '')}",
+                    what=item.get("reason") or "",
+                    detail=(item.get("message") or "") + count,
+                    monotonic_s=here - (wall - moment).total_seconds(),
+                    wall=moment.isoformat(timespec="milliseconds"),
+                )
+            )
+        return sorted(found, key=lambda event: event.monotonic_s)
+
+
+# Reading statuses: pure
+
+
+def _is_ready(isvc: Object) -> bool:
+    status = isvc.get("status") or {}
+    current = status.get("observedGeneration", 0) >= isvc["metadata"].get("generation", 0)
+    return current and any(
+        item["type"] == "Ready" and item["status"] == "True" for item in status.get("conditions") or []
+    )
+
+
+def _statuses(pod: Object) -> list[Object]:
+    status = pod.get("status") or {}
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+
+
+def describe_state(isvc: Object, pods: list[Object]) -> str:
+    """One line for people who wait."""
+    waits = []
+    for pod in pods:
+        for item in _statuses(pod):
+            state = item.get("state") or {}
+            if reason := (state.get("waiting") or {}).get("reason"):
+                waits.append(reason)
+            elif state.get("running") and not item.get("ready"):
+                waits.append("loading" if item["name"] != "storage-initializer" else "downloading the model")
+    model = (isvc.get("status") or {}).get("modelStatus") or {}
+    return ", ".join(dict.fromkeys(waits)) or model.get("transitionStatus") or "no pod yet"
+
+
+def hopeless(isvc: Object, pods: list[Object]) -> str | None:
+    """Why waiting longer is of no use; None where it may be."""
+    model = (isvc.get("status") or {}).get("modelStatus") or {}
+    failure = model.get("lastFailureInfo") or {}
+    if model.get("transitionStatus") == "InvalidSpec":
+        return f"{failure.get('reason', 'InvalidSpec')}: {failure.get('message', '')}"
+    for pod in pods:
+        for item in _statuses(pod):
+            waiting = (item.get("state") or {}).get("waiting") or {}
+            if waiting.get("reason") in _HOPELESS:
+                return f"{waiting['reason']}: {waiting.get('message', '')}"
+            if waiting.get("reason") == "CrashLoopBackOff" and item.get("restartCount", 0) >= CRASHES:
+                last = (item.get("lastState") or {}).get("terminated") or {}
+                if item["name"] == "storage-initializer":
+                    return f"the model could not be downloaded: {last.get('message') or waiting.get('message', '')}"
+                return f"container {item['name']} crashes at start: exit code {last.get('exitCode', 'unknown')}"
+    return None
+
+
+def _troubled(pod: Object) -> tuple[str, bool]:
+    """The container to ask for its log, and whether it has crashed."""
+    for item in _statuses(pod):
+        ended = (item.get("state") or {}).get("terminated") or {}
+        if not item.get("ready") and ended.get("exitCode") != 0:
+            return item["name"], item.get("restartCount", 0) > 0 and "running" not in (item.get("state") or {})
+    containers = pod["spec"]["containers"]
+    return containers[0]["name"], False

@@ -1,0 +1,37 @@
+"""Who watches a run while it happens: the terminal, or nobody."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from harness.records import Record
+
+
+class Observer(Protocol):
+    def phase(self, text: str) -> None:
+        """A part of the run begins."""
+
+    def status(self, text: str) -> None:
+        """What is happening right now; each replaces the one before."""
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+
+    def record(self, record: Record) -> None:
+        """Something was learnt."""
+
+    def step_done(self, name: str, seconds: float) -> None: ...
+
+
+class Silent:
+    """Watches nothing."""
+
+    def phase(self, text: str) -> None: ...
+
+    def status(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def record(self, record: Record) -> None: ...
+
+    def step_done(self, name: str, seconds: float) -> None: ...

@@ -1,0 +1,90 @@
+"""``report.html``: one file that needs no network, verdict first, evidence on click."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from harness.records import CheckResult, Outcome, to_json
+from harness.runstore import Run
+from harness.units import format_duration
+from harness.verdict import Verdict, describe, tally
+from reports import plots, tables
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        states=tables.STATES,
+        state_of=tables.state_of,
+        tally_text=tables.tally_text,
+        latency_cell=tables.latency_cell,
+        load_title=tables.load_title,
+        errors_text=tables.errors_text,
+        parity_cells=tables.parity_cells,
+        column_title=lambda name: tables.COLUMN_TITLES.get(name, name),
+        columns=tables.COLUMNS,
+        duration=format_duration,
+        describe=describe,
+    )
+    return environment
+
+
+def _evidence(checks: list[CheckResult]) -> Markup:
+    """What a click shows, as JSON that can stand inside a script element whatever a server has sent."""
+    data = [{**to_json(check), "state": tables.state_of(check)} for check in checks]
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))  # noqa: S704
+
+
+def html(run: Run, verdict: Verdict) -> str:
+    stages = []
+    for load in run.loads:
+        batch = run.samples(load)
+        if batch is not None and len(batch):
+            stages.append((load, batch))
+    services = tables.conformance_services(run)
+    runtimes = {check.service: check.runtime for check in run.checks}
+    places = {id(check): index for index, check in enumerate(run.checks)}
+    failures = [check for check in run.checks if check.fails_run]
+    values: dict[str, Any] = {
+        "run": run,
+        "info": run.info,
+        "verdict": verdict,
+        "counts": tally(run.checks),
+        "rows": tables.service_rows(run),
+        "matrix": tables.matrix(run),
+        "services": services,
+        "runtimes": runtimes,
+        "place": lambda check: places[id(check)],
+        "failures": failures,
+        "known": [check for check in run.checks if check.known],
+        "others": [check for check in run.checks if check.suite == "load"],
+        "parity": tables.parity_groups(run),
+        "parity_checks": {
+            (check.step, check.service, check.id.removeprefix("parity.")): check
+            for check in run.checks
+            if check.suite == "parity"
+        },
+        "skipped_parity": [
+            check for check in run.checks if check.suite == "parity" and check.outcome is Outcome.SKIPPED
+        ],
+        "curves": Markup(plots.percentile_curves(stages)) if stages else "",  # noqa: S704 - our own SVG
+        "timelines": Markup(plots.timelines(stages)) if stages else "",  # noqa: S704
+        "evidence": _evidence(run.checks),
+    }
+    return _environment().get_template("report.html.j2").render(values)

@@ -1,0 +1,99 @@
+"""``summary.md``: the run in one screen, for a pull request or a chat."""
+
+from __future__ import annotations
+
+from harness.runstore import Run
+from harness.verdict import Verdict, describe
+from reports.tables import (
+    COLUMN_TITLES,
+    COLUMNS,
+    errors_text,
+    latency_cell,
+    load_title,
+    parity_cells,
+    parity_groups,
+    service_rows,
+    tally_text,
+)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return [*lines, *("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows), ""]
+
+
+def markdown(run: Run, verdict: Verdict) -> str:
+    info = run.info
+    lines = [f"# {info.get('name')}: {verdict.word}", ""]
+    lines += [f"Started {info.get('started')}, exit code {verdict.exit_code}, seed {info.get('seed')}.", ""]
+    if verdict.reasons:
+        lines += ["## Why", ""]
+        lines += [f"- {_cell(reason)[:600]}" for reason in verdict.reasons[:30]]
+        if len(verdict.reasons) > 30:
+            lines.append(f"- and {len(verdict.reasons) - 30} more; see report.html")
+        lines.append("")
+    rows = [
+        [
+            row.name,
+            row.runtime,
+            row.model,
+            row.ready,
+            tally_text(row.conformance),
+            tally_text(row.parity),
+            tally_text(row.load),
+        ]
+        for row in service_rows(run)
+    ]
+    if rows:
+        lines += ["## Services", ""]
+        lines += _table(["service", "runtime", "model", "ready after", "conformance", "parity", "load"], rows)
+    if run.loads:
+        lines += ["## Load", "", "Latency counts from the moment a request was due.", ""]
+        head = ["stage", "what", "achieved", *(COLUMN_TITLES.get(name, name) for name in COLUMNS), "errors", "valid"]
+        lines += _table(
+            head,
+            [
+                [
+                    load.step,
+                    load_title(load),
+                    f"{load.achieved_rate_per_s:.1f}/s",
+                    *(latency_cell(load, name)[0] for name in COLUMNS),
+                    errors_text(load),
+                    "yes" if load.valid else load.invalid_reason,
+                ]
+                for load in run.loads
+            ],
+        )
+    if run.parity:
+        lines += ["## Parity", ""]
+        lines += _table(
+            ["service", "comparison", "elements", "max abs", "max rel", "ULP", "argmax", "within"],
+            [
+                [
+                    group.service,
+                    group.comparison,
+                    str(group.elements),
+                    *parity_cells(group.worst),
+                    "yes" if group.within else "no",
+                ]
+                for group in parity_groups(run)
+            ],
+        )
+    known = [check for check in run.checks if check.known]
+    if known:
+        lines += ["## Known deviations", ""]
+        lines += _table(
+            ["service", "check", "reason"], [[check.service, check.id, check.deviation_reason] for check in known]
+        )
+    failed = [check for check in run.checks if check.fails_run]
+    if failed:
+        lines += ["## Evidence", ""]
+        for check in failed[:20]:
+            lines += [f"- {_cell(describe(check))[:400]}"]
+            lines += [f"  - `{exchange.request[:300]}`" for exchange in check.evidence[-1:]]
+        lines.append("")
+    return "\n".join(lines)

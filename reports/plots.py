@@ -1,0 +1,119 @@
+"""Plots of load stages as inline SVG."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("svg")
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
+
+from harness.records import LoadResult, SampleBatch
+from harness.stats import percentile
+from harness.units import format_duration
+
+# Okabe and Ito's colours, told apart by readers with any colour vision.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_TICKS = (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999)
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "servecert",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a929c",
+    "axes.labelcolor": "#4b5563",
+    "xtick.color": "#4b5563",
+    "ytick.color": "#4b5563",
+    "grid.color": "#e3e6ea",
+}
+
+
+def _svg(figure: Figure, label: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    svg = text[text.index("<svg") :]
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", svg, count=1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" class="plot" ', 1)
+
+
+def _latency_axis(axis: Any) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: format_duration(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def percentile_curves(stages: list[tuple[LoadResult, SampleBatch]]) -> str:
+    """Latency by percentile; the horizontal axis stretches the tail, each decade as far as the one before."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 3.5), layout="constrained")
+        axes = figure.add_subplot()
+        furthest = 10.0
+        for index, (load, batch) in enumerate(stages):
+            ordered = np.sort(batch.latency_s)
+            # The last sample's percentile is 1: it is drawn where its rank is, half a rank early.
+            shares = (np.arange(ordered.size) + 0.5) / ordered.size
+            distance = 1 / (1 - shares)
+            keep = np.unique(np.geomspace(1, ordered.size, 400).astype(int))
+            places = ordered.size - keep[::-1]
+            furthest = max(furthest, float(distance[-1]))
+            axes.step(
+                distance[places],
+                ordered[places],
+                where="pre",
+                color=COLOURS[index % len(COLOURS)],
+                linewidth=1.6,
+                label=f"{load.service} ({load.runtime})",
+            )
+        ticks = [tick for tick in _TICKS if 1 / (1 - tick) <= furthest]
+        axes.set_xscale("log")
+        axes.set_xlim(1, furthest * 1.05)
+        axes.xaxis.set_major_locator(FixedLocator([1.0, *(1 / (1 - tick) for tick in ticks)]))
+        names = ["min", *(f"p{tick * 100:.10g}" for tick in ticks)]
+        axes.xaxis.set_major_formatter(FixedFormatter(names))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_yscale("log")
+        _latency_axis(axes.yaxis)
+        axes.set_ylabel("latency from the due time")
+        axes.grid(True)
+        axes.legend(frameon=False, loc="upper left", fontsize=9)
+        return _svg(figure, "Latency by percentile for each load stage")
+
+
+def timelines(stages: list[tuple[LoadResult, SampleBatch]]) -> str:
+    """One panel a stage: median, p99 and maximum by the time a request was due, and errors where they happened."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 2.1 * len(stages) + 0.5), layout="constrained")
+        panels = figure.subplots(len(stages), 1, squeeze=False)
+        for index, ((load, batch), row) in enumerate(zip(stages, panels, strict=True)):
+            axes, colour = row[0], COLOURS[index % len(COLOURS)]
+            due, latency = batch.due_ns / 1e9, batch.latency_s
+            width = max(0.25, load.duration_s / 80)
+            bins = ((due - due[0]) / width).astype(int)
+            centres, medians, tails, highest = [], [], [], []
+            for number in np.unique(bins):
+                ordered = np.sort(latency[bins == number])
+                centres.append(float(due[0]) + (number + 0.5) * width)
+                medians.append(percentile(ordered, 0.5))
+                tails.append(percentile(ordered, 0.99))
+                highest.append(float(ordered[-1]))
+            axes.plot(centres, highest, linestyle="none", marker="_", color="#9aa3ad", label="max")
+            axes.plot(centres, tails, color=colour, linewidth=1, alpha=0.55, label="p99")
+            axes.plot(centres, medians, color=colour, linewidth=1.8, label="p50")
+            bad = batch.error != 0
+            if bad.any():
+                axes.plot(due[bad], latency[bad], linestyle="none", marker="x", color="#c0262d", label="error")
+            axes.set_title(f"{load.step} ({load.runtime})", loc="left", fontsize=10, color="#4b5563")
+            axes.set_ylim(bottom=0)
+            _latency_axis(axes.yaxis)
+            axes.grid(True, axis="y")
+            axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper right")
+            if index == len(stages) - 1:
+                axes.set_xlabel("seconds since the start of the stage")
+        return _svg(figure, "Latency over time for each load stage")

@@ -1,0 +1,216 @@
+"""The rows that HTML and Markdown both show. Pure functions of a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from harness.records import CheckResult, LoadResult, Outcome, ParityResult
+from harness.runstore import Run
+from harness.stats import PERCENTILES
+from harness.units import format_duration
+from harness.verdict import Tally, tally
+
+STATES = {
+    "passed": ("✓", "passed"),
+    "failed": ("✕", "failed: decides the verdict"),
+    "error": ("!", "could not be judged"),
+    "known": ("◐", "known deviation"),
+    "advisory": ("○", "SHOULD or MAY not met"),
+    "skipped": ("–", "not applicable"),
+    "gone": ("↻", "listed as a deviation, and passed"),
+    "absent": ("", "not run"),
+}
+COLUMNS = [*PERCENTILES, "max"]
+COLUMN_TITLES = {"p99_9": "p99.9"}
+
+
+def state_of(check: CheckResult | None) -> str:
+    if check is None:
+        return "absent"
+    if check.gone:
+        return "gone"
+    if check.known:
+        return "known"
+    if check.outcome is Outcome.FAILED and not check.fails_run:
+        return "advisory"
+    return str(check.outcome)
+
+
+@dataclass(frozen=True)
+class ServiceRow:
+    name: str
+    runtime: str
+    model: str
+    ready: str
+    conformance: Tally
+    parity: Tally
+    load: Tally
+
+
+def service_rows(run: Run) -> list[ServiceRow]:
+    """In the order of deployment; services that never came up are named as well."""
+    services = dict(run.info.get("services", {}))
+    for check in run.checks:
+        services.setdefault(check.service, {"runtime": check.runtime})
+    for error in run.info.get("errors", []):
+        if error.get("service"):
+            services.setdefault(error["service"], {"runtime": "not brought up"})
+    rows = []
+    for name, described in services.items():
+        mine = [check for check in run.checks if check.service == name]
+        ready = described.get("ready_s")
+        rows.append(
+            ServiceRow(
+                name,
+                described.get("runtime", ""),
+                described.get("model", ""),
+                f"{ready:.1f} s" if ready is not None else "–",
+                *(
+                    tally([check for check in mine if check.suite == suite])
+                    for suite in ("conformance", "parity", "load")
+                ),
+            )
+        )
+    return rows
+
+
+def tally_text(counts: Tally) -> str:
+    if counts.total == 0:
+        return "–"
+    parts = [f"{counts.passed} passed"]
+    for count, word in ((counts.failed, "failed"), (counts.known, "known"), (counts.advisory, "advisory")):
+        if count:
+            parts.append(f"{count} {word}")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    id: str
+    title: str
+    """The part of the id below its group."""
+    requirement: str
+    level: str
+    source: str
+    cells: list[CheckResult | None]
+
+    @property
+    def differs(self) -> bool:
+        return len({state_of(cell) for cell in self.cells if cell is not None}) > 1
+
+    @property
+    def bad(self) -> bool:
+        return any(state_of(cell) not in ("passed", "skipped", "absent") for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class MatrixGroup:
+    name: str
+    rows: list[MatrixRow]
+    tallies: list[Tally]
+
+
+def conformance_services(run: Run) -> list[str]:
+    return list(dict.fromkeys(check.service for check in run.checks if check.suite == "conformance"))
+
+
+def matrix(run: Run) -> list[MatrixGroup]:
+    """Checks by service; where a service was checked twice, the newest result counts."""
+    services = conformance_services(run)
+    by_id: dict[str, dict[str, CheckResult]] = {}
+    for check in run.checks:
+        if check.suite == "conformance":
+            by_id.setdefault(check.id, {})[check.service] = check
+    groups: dict[str, list[MatrixRow]] = {}
+    for check_id, found in by_id.items():
+        any_one = next(iter(found.values()))
+        row = MatrixRow(
+            check_id,
+            check_id.removeprefix(any_one.group + "."),
+            any_one.requirement,
+            str(any_one.level),
+            any_one.source,
+            [found.get(service) for service in services],
+        )
+        groups.setdefault(any_one.group, []).append(row)
+    return [
+        MatrixGroup(
+            name,
+            rows,
+            [tally([cell for row in rows if (cell := row.cells[index]) is not None]) for index in range(len(services))],
+        )
+        for name, rows in groups.items()
+    ]
+
+
+def load_title(load: LoadResult) -> str:
+    if load.offered_rate_per_s is not None:
+        return f"{load.offered_rate_per_s:g}/s {load.arrivals}, {load.protocol}"
+    return f"{load.concurrency} clients (closed loop), {load.protocol}"
+
+
+def latency_cell(load: LoadResult, name: str) -> tuple[str, str]:
+    """The value, and its confidence interval or why there is none."""
+    text = format_duration(load.latency_s[name])
+    if name in load.latency_ci_s:
+        low, high = load.latency_ci_s[name]
+        return text, f"{format_duration(low)} … {format_duration(high)}"
+    return text, "" if name == "max" else "sample too small for an interval"
+
+
+def errors_text(load: LoadResult) -> str:
+    if not load.errors:
+        return "none"
+    classes = ", ".join(f"{count} {name}" for name, count in load.errors_by_class.items())
+    return f"{load.errors} of {load.requests} ({classes})"
+
+
+def number(value: float) -> str:
+    if value == 0:
+        return "0"
+    if math.isinf(value) or math.isnan(value):
+        return "∞" if value > 0 else str(value)
+    return f"{value:.2g}"
+
+
+def parity_cells(item: ParityResult) -> list[str]:
+    return [
+        number(item.max_abs_error),
+        number(item.max_rel_error),
+        "–" if item.max_ulp is None else str(item.max_ulp),
+        "–" if item.argmax_agreement is None else f"{item.argmax_agreement:.1%}",
+    ]
+
+
+@dataclass(frozen=True)
+class ParityGroup:
+    """One comparison on one service. ``shown`` are the outputs worth a line; equal ones are counted instead."""
+
+    service: str
+    runtime: str
+    comparison: str
+    step: str
+    outputs: list[ParityResult]
+
+    @property
+    def within(self) -> bool:
+        return all(item.within for item in self.outputs)
+
+    @property
+    def elements(self) -> int:
+        return sum(item.elements for item in self.outputs)
+
+    @property
+    def worst(self) -> ParityResult:
+        return max(self.outputs, key=lambda item: (not item.within, item.max_rel_error, item.max_abs_error))
+
+
+def parity_groups(run: Run) -> list[ParityGroup]:
+    groups: dict[tuple[str, str, str], list[ParityResult]] = {}
+    for item in run.parity:
+        groups.setdefault((item.step, item.service, item.comparison), []).append(item)
+    return [
+        ParityGroup(service, outputs[0].runtime, comparison, step, outputs)
+        for (step, service, comparison), outputs in groups.items()
+    ]

@@ -1,0 +1,122 @@
+"""The live view of a run in a terminal; plain lines where the output is not one."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+from harness.records import CheckResult, LoadResult, ParityResult, Record
+from harness.runstore import Run
+from harness.units import format_duration
+from harness.verdict import Verdict, describe
+from reports.tables import COLUMN_TITLES, errors_text, load_title, service_rows, state_of, tally_text
+
+SHOWN = 6
+"""Failures listed under a step; the report has them all."""
+
+
+class Terminal:
+    """``quiet`` shows nothing but errors. A context manager: the status line is taken away at the end."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self.console = console
+        self.quiet = quiet
+        self._status: Status | None = None
+        self._states: Counter[str] = Counter()
+        self._failures: list[CheckResult] = []
+        self._lines: list[str] = []
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Terminal:
+        if not self.quiet and self.console.is_terminal:
+            self._status = self.console.status("starting", spinner="dots")
+            self._status.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._status:
+            self._status.stop()
+            self._status = None
+
+    # harness.observer.Observer
+
+    def phase(self, text: str) -> None:
+        if self._status:
+            self._status.update(escape(text))
+        elif not self.quiet:
+            self._line(f"[dim]{self._clock()}[/] {escape(text)}")
+
+    def status(self, text: str) -> None:
+        if self._status:
+            self._status.update(escape(text))
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self._line(f"[dim]{self._clock()}[/] {escape(text)}")
+
+    def record(self, record: Record) -> None:
+        if isinstance(record, CheckResult):
+            state = state_of(record)
+            self._states[state] += 1
+            if record.fails_run:
+                self._failures.append(record)
+            if record.suite == "load" and not record.fails_run:
+                self._lines.append(f"{record.requirement} {record.observed}")
+            elif self._status:
+                self._status.update(f"{escape(record.id)} ({sum(self._states.values())} checks)")
+        elif isinstance(record, LoadResult):
+            names = ("p50", "p90", "p99", "p99_9", "max")
+            values = ", ".join(f"{COLUMN_TITLES.get(n, n)} {format_duration(record.latency_s[n])}" for n in names)
+            self._lines.append(
+                f"{load_title(record)}: {record.requests} requests, {record.achieved_rate_per_s:.1f}/s achieved,"
+                f" errors: {errors_text(record)}"
+            )
+            self._lines.append(f"latency {values}")
+        elif isinstance(record, ParityResult) and not record.within:
+            self._lines.append(f"{record.comparison}, {record.output}: off by {record.max_abs_error:g}")
+
+    def step_done(self, name: str, seconds: float) -> None:
+        order = ("passed", "failed", "error", "gone", "known", "advisory", "skipped")
+        words = {"known": "known deviations", "error": "not judged", "gone": "no longer deviating"}
+        counts = ", ".join(f"{self._states[key]} {words.get(key, key)}" for key in order if self._states[key])
+        if not self.quiet:
+            mark = "[red]✕[/]" if self._failures else "[green]✓[/]"
+            self._line(f"[dim]{self._clock()}[/] {mark} {escape(name)}: {counts} [dim]({seconds:.1f} s)[/]")
+            for line in self._lines:
+                self._line(f"           [dim]{escape(line)}[/]")
+            for check in self._failures[:SHOWN]:
+                self._line(f"         [red]✕[/] {escape(describe(check))}")
+            if len(self._failures) > SHOWN:
+                self._line(f"           and {len(self._failures) - SHOWN} more")
+        self._states.clear()
+        self._failures, self._lines = [], []
+
+    def _clock(self) -> str:
+        return f"{time.monotonic() - self._started:6.1f}s"
+
+    def _line(self, markup: str) -> None:
+        self.console.print(markup, highlight=False, soft_wrap=True)
+
+
+def print_verdict(console: Console, run: Run, verdict: Verdict) -> None:
+    """The end of a run: what came out, why, and where the rest is."""
+    colour = "green" if verdict.passed else "yellow" if verdict.word == "interrupted" else "red"
+    console.print()
+    for row in service_rows(run):
+        parts = [
+            f"{suite} {tally_text(counts)}"
+            for suite, counts in (("conformance", row.conformance), ("parity", row.parity), ("load", row.load))
+            if counts.total
+        ]
+        console.print(
+            f"  {escape(row.name)} ({escape(row.runtime)}): {'; '.join(parts) or 'nothing measured'}", highlight=False
+        )
+    console.print(f"[bold {colour}]{verdict.word.upper()}[/] {escape(str(run.info.get('name', '')))}", highlight=False)
+    for reason in verdict.reasons[:8]:
+        console.print(f"  - {escape(reason[:400])}", highlight=False, soft_wrap=True)
+    if len(verdict.reasons) > 8:
+        console.print(f"  - and {len(verdict.reasons) - 8} more", highlight=False)
