@@ -207,7 +207,9 @@ def parity(
 ) -> None:
     """Compares served outputs with golden outputs, element by element."""
     endpoint = _endpoint(url, model, grpc, host, None, golden)
-    _run_step(ParityStep(suite="parity", service="target"), endpoint, 1, Output(out, json, junit, quiet))
+    _run_step(
+        _validated(ParityStep, {"suite": "parity", "service": "target"}), endpoint, 1, Output(out, json, junit, quiet)
+    )
 
 
 @app.command()

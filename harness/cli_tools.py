@@ -41,9 +41,8 @@ def _describe(cluster: LocalCluster) -> dict[str, Any]:
 
 def _print_cluster(cluster: LocalCluster) -> None:
     print(f"export KUBECONFIG={cluster.kubeconfig}")
-    print(
-        f"# services answer at http://{cluster.ingress} with the Host header <isvc>.<namespace>.{cluster.state['domain']},"
-    )
+    host = f"<isvc>.<namespace>.{cluster.state['domain']}"
+    print(f"# services answer at http://{cluster.ingress} with the Host header {host},")
     print(f"# and in a browser at http://{cluster.ingress}/serving/<namespace>/<isvc>/")
 
 
@@ -104,7 +103,7 @@ def down(provider: Provider = "local") -> None:
 @runtimes_app.command("list")
 def list_runtimes(json: Json = "") -> None:
     """The reference runtimes, their versions, and which are installed."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, (spec, _) in runtime_specs().items():
         for version in spec.versions:
             runtime = find_runtime(f"{name}@{version}")

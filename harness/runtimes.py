@@ -55,7 +55,9 @@ class RuntimeSpec(_Strict):
 
 
 class KnownDeviation(_Strict):
-    check: str
+    """Checks that fail for one reason in some versions."""
+
+    checks: list[str]
     versions: list[str]
     reason: str
     models: list[str] = Field(default_factory=list)
@@ -115,9 +117,10 @@ class Runtime:
 
     def deviations_for(self, model: str) -> dict[str, Deviation]:
         return {
-            entry.check: Deviation(entry.reason, entry.issue)
+            check: Deviation(entry.reason, entry.issue)
             for entry in self.deviations()
             if not entry.models or model in entry.models
+            for check in entry.checks
         }
 
     def serving_runtime(self, name: str, kind: str = "ServingRuntime") -> dict[str, Any]:
@@ -160,7 +163,7 @@ def _validate(model: type[_M], data: Any, path: Path) -> _M:
 class Baseline(_Strict):
     """An entry of a baseline that a user keeps for a server of their own."""
 
-    check: str
+    checks: list[str]
     reason: str
     issue: str = ""
 
@@ -172,9 +175,9 @@ def read_baseline(path: Path) -> dict[str, Deviation]:
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"cannot read the baseline {path}: {error}") from error
     if not isinstance(data, list):
-        raise UsageError(f"{path}: expected a list of {{check, reason}}")
+        raise UsageError(f"{path}: expected a list of {{checks: [ID, …], reason: …}}")
     entries = [_validate(Baseline, item, path) for item in data]
-    return {entry.check: Deviation(entry.reason, entry.issue) for entry in entries}
+    return {check: Deviation(entry.reason, entry.issue) for entry in entries for check in entry.checks}
 
 
 @functools.cache

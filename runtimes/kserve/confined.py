@@ -14,7 +14,8 @@ HOST, SCRIPT = sys.argv[1], sys.argv[2]
 EVERYWHERE = ("0.0.0.0", "::", "[::]", "")  # noqa: S104 - these are what is replaced
 
 _config = uvicorn.Config.__init__
-_add_port = grpc.aio.Server.add_insecure_port
+_server = grpc.aio._server.Server  # grpc.aio.Server is only its interface
+_add_port = _server.add_insecure_port
 
 
 def config(self, app, host="127.0.0.1", *args, **kwargs):
@@ -27,6 +28,6 @@ def add_port(self, address):
 
 
 uvicorn.Config.__init__ = config
-grpc.aio._server.Server.add_insecure_port = add_port
+_server.add_insecure_port = add_port
 sys.argv = sys.argv[2:]
 runpy.run_path(SCRIPT, run_name="__main__")

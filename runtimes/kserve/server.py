@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from kserve import InferOutput, InferResponse, Model, ModelServer, model_server
 from kserve.errors import InvalidInput
+from kserve.utils.utils import generate_uuid
 
 DTYPES = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64, "INT32": np.int32}
 
@@ -50,7 +51,7 @@ class TorchScriptModel(Model):
             output = InferOutput(name=spec["name"], shape=list(array.shape), datatype=spec["datatype"])
             output.set_data_from_numpy(array, binary_data=False)
             outputs.append(output)
-        return InferResponse(response_id=payload.id, model_name=self.name, infer_outputs=outputs)
+        return InferResponse(response_id=payload.id or generate_uuid(), model_name=self.name, infer_outputs=outputs)
 
 
 if __name__ == "__main__":

@@ -209,6 +209,12 @@ async def equals_rest(target: Target) -> None:
 @check("grpc.infer.id_echo", level=MUST, source=OIP_GRPC.inference, needs=[grpc_payload])
 async def id_echo(target: Target) -> None:
     """A request's id comes back unchanged."""
+    expect((await model_infer(target, request_id="request-42")).id, "id").equals("request-42")
+
+
+@check("grpc.infer.id_unicode", level=SHOULD, source=OIP_GRPC.inference, needs=[grpc_payload])
+async def id_unicode(target: Target) -> None:
+    """An id beyond ASCII comes back unchanged."""
     expect((await model_infer(target, request_id="7f3a-ü")).id, "id").equals("7f3a-ü")
 
 
