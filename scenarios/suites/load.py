@@ -333,7 +333,7 @@ def _judge(
             runtime=endpoint.runtime,
             requirement=requirement,
             source="scenario",
-            duration_s=elapsed_s,
+            duration_s=elapsed_s if name == "valid" else 0.0,
             deviation=endpoint.deviations.get(f"{SUITE}.{name}"),
             step=plan.name,
             **fields,  # type: ignore[arg-type]
