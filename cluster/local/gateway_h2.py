@@ -105,6 +105,17 @@ def _send(
         source.flush()
 
 
+def _acknowledge(side: Side, size: int, stream_id: int) -> None:
+    """Gives the sender room for bytes that nobody waits for any more: the window of the connection is everybody's."""
+    if size and not side.transport.is_closing():
+        side.connection.acknowledge_received_data(size, stream_id)
+        side.flush()
+
+
+def _owed(pending: deque[tuple[bytes, int] | Headers | None]) -> int:
+    return sum(item[1] for item in pending if isinstance(item, tuple))
+
+
 class PodConnection(asyncio.Protocol):
     """HTTP/2 to one pod, for the streams of one client connection."""
 
@@ -146,6 +157,8 @@ class PodConnection(asyncio.Protocol):
             return
         stream = self.streams.get(getattr(event, "stream_id", 0) or 0)
         if stream is None:
+            if isinstance(event, h2.events.DataReceived):
+                _acknowledge(self.side, event.flow_controlled_length or 0, event.stream_id or 0)
             return
         if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
             stream.answered = True
@@ -216,7 +229,7 @@ class GrpcConnection(asyncio.Protocol):
         stream = self.streams.get(getattr(event, "stream_id", 0) or 0)
         if isinstance(event, h2.events.DataReceived):
             if stream is None:
-                self.side.connection.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id or 0)
+                _acknowledge(self.side, event.flow_controlled_length or 0, event.stream_id or 0)
             else:
                 stream.to_pod.append((event.data or b"", event.flow_controlled_length or 0))
                 self.push_to_pod(stream)
@@ -356,6 +369,9 @@ class GrpcConnection(asyncio.Protocol):
         if stream.deadline:
             stream.deadline.cancel()
         self.streams.pop(stream.client_id, None)
+        _acknowledge(self.side, _owed(stream.to_pod), stream.client_id)
         if stream.pod:
             stream.pod.streams.pop(stream.pod_id, None)
+            if not stream.pod.closed:
+                _acknowledge(stream.pod.side, _owed(stream.to_client), stream.pod_id)
         stream.backend.leave()
