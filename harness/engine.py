@@ -111,6 +111,10 @@ class Engine:
             {"name": scenario.step_name(index), "suite": step.suite, "service": step.service, "state": "planned"}
             for index, step in enumerate(scenario.steps)
         ]
+        store.info["services"] = {
+            name: {"runtime": service.runtime or "custom", "model": service.model or service.served_model or name}
+            for name, service in scenario.services.items()
+        }
         store.info["provider"] = scenario.cluster.provider
         store.save_info()
         try:

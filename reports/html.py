@@ -72,7 +72,7 @@ def html(run: Run, verdict: Verdict) -> str:
         "runtimes": runtimes,
         "place": lambda check: places[id(check)],
         "failures": failures,
-        "known": [check for check in run.checks if check.known],
+        "known": tables.deviation_groups(run),
         "others": [check for check in run.checks if check.suite == "load"],
         "parity": tables.parity_groups(run),
         "parity_checks": {

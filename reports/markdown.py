@@ -7,6 +7,7 @@ from harness.verdict import Verdict, describe
 from reports.tables import (
     COLUMN_TITLES,
     COLUMNS,
+    deviation_groups,
     errors_text,
     latency_cell,
     load_title,
@@ -77,17 +78,17 @@ def markdown(run: Run, verdict: Verdict) -> str:
                     group.service,
                     group.comparison,
                     str(group.elements),
-                    *parity_cells(group.worst),
+                    *parity_cells(group),
                     "yes" if group.within else "no",
                 ]
                 for group in parity_groups(run)
             ],
         )
-    known = [check for check in run.checks if check.known]
-    if known:
+    if known := deviation_groups(run):
         lines += ["## Known deviations", ""]
         lines += _table(
-            ["service", "check", "reason"], [[check.service, check.id, check.deviation_reason] for check in known]
+            ["service", "why it is expected", "checks"],
+            [[group.service, group.reason, ", ".join(check.id for check in group.checks)] for group in known],
         )
     failed = [check for check in run.checks if check.fails_run]
     if failed:

@@ -11,7 +11,7 @@ import numpy as np
 
 matplotlib.use("svg")
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from harness.records import LoadResult, SampleBatch
 from harness.stats import percentile
@@ -79,10 +79,11 @@ def percentile_curves(stages: list[tuple[LoadResult, SampleBatch]]) -> str:
         axes.xaxis.set_major_formatter(FixedFormatter(names))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         _latency_axis(axes.yaxis)
         axes.set_ylabel("latency from the due time")
         axes.grid(True)
-        axes.legend(frameon=False, loc="upper left", fontsize=9)
+        figure.legend(frameon=False, loc="outside upper left", fontsize=9, ncols=3)
         return _svg(figure, "Latency by percentile for each load stage")
 
 

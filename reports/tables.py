@@ -144,6 +144,28 @@ def matrix(run: Run) -> list[MatrixGroup]:
     ]
 
 
+@dataclass(frozen=True)
+class DeviationGroup:
+    """What one reason explains on one service."""
+
+    service: str
+    runtime: str
+    reason: str
+    issue: str
+    checks: list[CheckResult]
+
+
+def deviation_groups(run: Run) -> list[DeviationGroup]:
+    groups: dict[tuple[str, str, str], list[CheckResult]] = {}
+    for check in run.checks:
+        if check.known and check.deviation is not None:
+            groups.setdefault((check.service, check.deviation.reason, check.deviation.issue), []).append(check)
+    return [
+        DeviationGroup(service, checks[0].runtime, reason, issue, checks)
+        for (service, reason, issue), checks in groups.items()
+    ]
+
+
 def load_title(load: LoadResult) -> str:
     if load.offered_rate_per_s is not None:
         return f"{load.offered_rate_per_s:g}/s {load.arrivals}, {load.protocol}"
@@ -174,15 +196,6 @@ def number(value: float) -> str:
     return f"{value:.2g}"
 
 
-def parity_cells(item: ParityResult) -> list[str]:
-    return [
-        number(item.max_abs_error),
-        number(item.max_rel_error),
-        "–" if item.max_ulp is None else str(item.max_ulp),
-        "–" if item.argmax_agreement is None else f"{item.argmax_agreement:.1%}",
-    ]
-
-
 @dataclass(frozen=True)
 class ParityGroup:
     """One comparison on one service. ``shown`` are the outputs worth a line; equal ones are counted instead."""
@@ -202,8 +215,26 @@ class ParityGroup:
         return sum(item.elements for item in self.outputs)
 
     @property
+    def max_ulp(self) -> int | None:
+        return max((item.max_ulp for item in self.outputs if item.max_ulp is not None), default=None)
+
+    @property
+    def argmax_agreement(self) -> float | None:
+        return min((item.argmax_agreement for item in self.outputs if item.argmax_agreement is not None), default=None)
+
+    @property
     def worst(self) -> ParityResult:
         return max(self.outputs, key=lambda item: (not item.within, item.max_rel_error, item.max_abs_error))
+
+
+def parity_cells(group: ParityGroup) -> list[str]:
+    """Maximum absolute and relative error, ULP distance, argmax agreement: the worst over the outputs."""
+    return [
+        number(max(item.max_abs_error for item in group.outputs)),
+        number(max(item.max_rel_error for item in group.outputs)),
+        "–" if group.max_ulp is None else str(group.max_ulp),
+        "–" if group.argmax_agreement is None else f"{group.argmax_agreement:.1%}",
+    ]
 
 
 def parity_groups(run: Run) -> list[ParityGroup]:
