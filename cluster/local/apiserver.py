@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from cluster.local import openapi, openapi_protobuf, patches
+from cluster.local import openapi, openapi_protobuf, patches, protobuf_bodies
 from cluster.local.resources import BY_KEY, RESOURCES, Object, ResourceType, table
 from cluster.local.selectors import field_selector, label_selector
 from cluster.local.store import ApiError, Change, Store, Watch, conflict
@@ -227,7 +227,14 @@ class ApiServer:
             return None
         kind = request.headers.get("content-type", "application/json").partition(";")[0]
         if "protobuf" in kind:
-            raise ApiError(415, "UnsupportedMediaType", "the body of the request was in protobuf; send JSON or YAML")
+            try:
+                return protobuf_bodies.decode(body)
+            except LookupError as error:
+                raise ApiError(
+                    415, "UnsupportedMediaType", f"cannot read {error.args[0]}; send JSON or YAML"
+                ) from error
+            except ValueError as error:
+                raise ApiError(400, "BadRequest", str(error)) from error
         try:
             return yaml.safe_load(body) if "yaml" in kind else json.loads(body)
         except (ValueError, yaml.YAMLError) as error:

@@ -119,13 +119,9 @@ def apply(live: Object | None, wanted: Object, manager: str, *, force: bool) -> 
     wanted = copy.deepcopy(wanted)
     wanted.get("metadata", {}).pop("managedFields", None)
     fields = _leaves({key: value for key, value in wanted.items() if key not in ("apiVersion", "kind", "metadata")})
-    fields |= _leaves(
-        {
-            "metadata": {
-                k: v for k, v in wanted.get("metadata", {}).items() if k in ("labels", "annotations", "finalizers")
-            }
-        }
-    )
+    stated = {k: v for k, v in wanted.get("metadata", {}).items() if k in ("labels", "annotations", "finalizers")}
+    if stated:
+        fields |= _leaves({"metadata": stated})
     owned = _owned(live) if live else {}
     if live is not None:
         _check_conflicts(live, fields, owned, manager, force)

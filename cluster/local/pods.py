@@ -423,6 +423,7 @@ class Kubelet:
             **{f"{name}_port": str(port) for name, port in ports.items()},
         }
         command, environment = runtime.local_command(python, values)
+        command += _added_arguments(runtime, container)
         home = worker.directory / "volumes" / "home"
         home.mkdir(parents=True, exist_ok=True)
         declared = {item["name"]: str(item.get("value", "")) for item in container.get("env", [])}
@@ -620,6 +621,12 @@ class Kubelet:
                 if status["name"] == container:
                     return "running" not in status["state"]
         return True
+
+
+def _added_arguments(runtime: Runtime, container: Object) -> list[str]:
+    """What the InferenceService adds to the runtime's own arguments, which the local command stands for."""
+    own = runtime.spec.serving_runtime["containers"][0].get("args", [])
+    return [str(argument) for argument in container.get("args", [])[len(own) :]]
 
 
 def _tail_offset(file: Path, lines: int) -> int:

@@ -151,6 +151,8 @@ class Store:
             metadata.pop("namespace", None)
         if resource.status and resource.kind not in ("Namespace",):
             item.pop("status", None)
+        if resource.kind == "Pod":
+            item["status"] = {"phase": "Pending"}
         return self._commit("ADDED", resource, item, None)
 
     def update(self, resource: ResourceType, item: Object, *, subresource: str = "") -> Object:

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.local.provider import LocalCluster
+from cluster.provider import ClusterSpec
+from harness.runtimes import BuiltModel, build_model
+from tests.helpers import Reference, reference_server
+
+# Child processes of tests find the project whatever their working directory is.
+os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
+
+
+@pytest.fixture(scope="session")
+def identity() -> BuiltModel:
+    return build_model("identity")
+
+
+@pytest.fixture(scope="session")
+def identity_half() -> BuiltModel:
+    return build_model("identity-half")
+
+
+@pytest.fixture(scope="session")
+def reference(identity: BuiltModel) -> Iterator[Reference]:
+    with reference_server(identity.artifacts) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    with LocalCluster.start(ClusterSpec("local", tmp_path_factory.mktemp("cluster") / "local")) as running:
+        yield running

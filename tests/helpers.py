@@ -1,0 +1,141 @@
+"""What several tests need: waiting on conditions, real server processes, and servers that misbehave on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVECERT = [sys.executable, "-m", "harness.cli"]
+
+
+def wait_until(condition: Callable[[], Any], within_s: float = 20.0, what: str = "the condition") -> Any:
+    """The first true value of ``condition``; fails the test after ``within_s``."""
+    deadline = time.monotonic() + within_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} did not hold within {within_s:g} s; last value: {value!r}")
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def tool(name: str) -> str:
+    """The path of a program; its absence skips, and fails where everything must be there (CI)."""
+    path = shutil.which(name)
+    if path is None:
+        if os.environ.get("SERVECERT_REQUIRE_TOOLS"):
+            pytest.fail(f"{name} is not installed, and SERVECERT_REQUIRE_TOOLS is set")
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def servecert(*arguments: str, timeout_s: float = 240, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*SERVECERT, *arguments], capture_output=True, text=True, timeout=timeout_s, cwd=ROOT, check=False, **options
+    )
+
+
+def processes_mentioning(text: str) -> list[int]:
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if text in command and process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+            found.append(process.pid)
+    return found
+
+
+@dataclass
+class Reference:
+    """A reference server that runs as a process of its own."""
+
+    process: subprocess.Popen[str]
+    http_port: int
+    grpc_port: int
+    model: str = "identity"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+
+@contextlib.contextmanager
+def reference_server(artifacts: Path, model: str = "identity") -> Iterator[Reference]:
+    command = [sys.executable, "-m", "runtimes.reference", "--model", f"{model}={artifacts}"]
+    with subprocess.Popen(
+        [*command, "--http-port", "0", "--grpc-port", "0"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            # "reference 1.0.0 listens on 127.0.0.1: http 40001, grpc 40002"
+            words = line.replace(",", "").split()
+            assert "http" in words, f"unexpected first line {line!r}"
+            yield Reference(process, int(words[words.index("http") + 1]), int(words[words.index("grpc") + 1]), model)
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@contextlib.contextmanager
+def scripted_server(answer: Callable[[socket.socket, bytes], None]) -> Iterator[int]:
+    """A TCP server on loopback that gives each connection to ``answer`` with what was received first."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    stopping = threading.Event()
+
+    def one(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(20)
+            answer(connection, connection.recv(1 << 16))
+
+    def accept() -> None:
+        while not stopping.is_set():
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=one, args=(connection,), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        stopping.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+
+
+def stop(process: subprocess.Popen[Any], number: int = signal.SIGTERM, within_s: float = 20) -> int:
+    if process.poll() is None:
+        process.send_signal(number)
+    return int(process.wait(within_s))
