@@ -279,7 +279,9 @@ class Client(asyncio.Protocol):
         self.detected = False
         self.paused = False
         self.peer = b""
+        self.in_head = False
         self.head_bytes = 0
+        """Received of a head that is not complete yet."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -315,6 +317,10 @@ class Client(asyncio.Protocol):
             self._refuse(400, "protocol upgrades are not served here")
         except httptools.HttpParserError as error:
             self._refuse(400, f"not HTTP/1.1: {error}")
+        if self.in_head:
+            self.head_bytes += len(data)
+            if self.head_bytes > MAX_HEAD_BYTES:
+                self._refuse(431, f"a request head is limited to {MAX_HEAD_BYTES} bytes")
 
     def _refuse(self, status: int, message: str) -> None:
         exchange = Exchange(self)
@@ -329,6 +335,7 @@ class Client(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self.current = Exchange(self)
+        self.in_head = True
         self.head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -337,14 +344,12 @@ class Client(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         assert self.current is not None
-        self.head_bytes += len(name) + len(value)
-        if self.head_bytes > MAX_HEAD_BYTES:
-            raise ValueError("request head too large")
         self.current.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         exchange = self.current
         assert exchange is not None
+        self.in_head = False
         exchange.method = self.parser.get_method()
         exchange.keep_alive = self.parser.should_keep_alive()
         for name, value in exchange.headers:
