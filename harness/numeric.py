@@ -84,8 +84,9 @@ def distance(expected: Tensor, observed: Tensor, tolerance: Tolerance) -> Distan
 def _exact_distance(a: npt.NDArray[np.generic], b: npt.NDArray[np.generic]) -> Distance:
     differs = np.asarray(a != b)
     numbers = a.dtype.kind in "iu"
-    gaps = [abs(int(x) - int(y)) for x, y in zip(a[differs], b[differs], strict=True)] if numbers else []
-    rates = [gap / abs(int(x)) if int(x) else float("inf") for gap, x in zip(gaps, a[differs], strict=True)]
+    pairs = [(int(x), int(y)) for x, y in zip(a[differs], b[differs], strict=True)] if numbers else []
+    gaps = [abs(x - y) for x, y in pairs]
+    rates = [abs(x - y) / abs(x) if x else float("inf") for x, y in pairs]
     wrong = bool(differs.any())
     place = np.unravel_index(int(np.argmax(differs)), a.shape) if a.shape else ()
     error = 0.0 if not wrong else float(max(gaps)) if numbers else float("inf")

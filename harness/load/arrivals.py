@@ -23,4 +23,4 @@ def due_times(kind: str, rate_per_s: float, duration_s: float, seed: int) -> Tim
         times = np.arange(count) / rate_per_s
     else:
         times = np.sort(np.random.default_rng(seed).random(count)) * duration_s
-    return np.asarray(times * 1e9, dtype=np.int64)
+    return np.rint(times * 1e9).astype(np.int64)

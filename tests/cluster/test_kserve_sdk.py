@@ -13,7 +13,7 @@ import pytest
 from cluster.local.provider import LocalCluster
 from harness.runtimes import BuiltModel, find_runtime
 
-SCRIPT = '''
+SCRIPT = """
 import json, sys
 from kubernetes.client import V1ObjectMeta
 from kserve import (
@@ -52,7 +52,7 @@ try:
 except RuntimeError as error:
     seen["gone"] = "404" in str(error) or "not found" in str(error).lower()
 print(json.dumps(seen))
-'''
+"""
 
 
 @pytest.mark.runtime
@@ -64,7 +64,11 @@ def test_create_wait_get_patch_and_delete(
     script.write_text(SCRIPT)
     result = subprocess.run(
         [str(python), str(script), str(cluster.kubeconfig), namespace, f"file://{identity.artifacts}"],
-        capture_output=True, text=True, timeout=180, check=False, env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        env={**os.environ, "PYTHONPATH": ""},
     )
     assert result.returncode == 0, result.stderr[-3000:]
     seen = json.loads(result.stdout.splitlines()[-1])

@@ -85,8 +85,19 @@ def test_json_patch_that_does_not_fit_is_invalid() -> None:
 @pytest.mark.parametrize(
     ("selector", "matches"),
     [
-        ("", True), ("a=1", True), ("a==1", True), ("a!=1", False), ("b!=1", True), ("a", True), ("!a", False), ("!b", True),
-        ("a in (1,2)", True), ("a notin (1,2)", False), ("b notin (1)", True), ("a=1,c", False), ("a=1,!c", True),
+        ("", True),
+        ("a=1", True),
+        ("a==1", True),
+        ("a!=1", False),
+        ("b!=1", True),
+        ("a", True),
+        ("!a", False),
+        ("!b", True),
+        ("a in (1,2)", True),
+        ("a notin (1,2)", False),
+        ("b notin (1)", True),
+        ("a=1,c", False),
+        ("a=1,!c", True),
     ],
 )
 def test_label_selectors(selector: str, matches: bool) -> None:
@@ -110,7 +121,9 @@ def test_table_of_a_pod_that_crashes_says_so() -> None:
         "spec": {"containers": [{"name": "c"}]},
         "status": {
             "phase": "Running",
-            "containerStatuses": [{"name": "c", "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}],
+            "containerStatuses": [
+                {"name": "c", "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+            ],
         },
     }
     row = table(BY_KIND["Pod"], [pod], {}, include="None")["rows"][0]

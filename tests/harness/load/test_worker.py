@@ -1,0 +1,276 @@
+"""The load generator against real sockets: what it sends, when, and what it says of servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import trustme
+
+from harness.load.job import Job, Request
+from harness.load.recording import ERRORS
+from harness.load.runner import Progress, StageResult, WorkerError, run_stage
+from tests.helpers import free_port, processes_mentioning, scripted_server, wait_until
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def stage(port: int, **fields: Any) -> StageResult:
+    values: dict[str, Any] = {"duration_s": 1.0, "timeout_s": 2.0, **fields}
+    if "concurrency" not in values:
+        values.setdefault("rate_per_s", 50.0)
+    job = Job("rest", "127.0.0.1", port, f"localhost:{port}", (Request("/x", {"A": "b"}, "body"),), **values)
+    return asyncio.run(run_stage(job, [b"hello"], lambda progress: None))
+
+
+def errors(result: StageResult) -> dict[str, int]:
+    return {ERRORS[kind]: count for kind, count in Counter(result.columns["error"].tolist()).items()}
+
+
+def keep_alive(answer: bytes = OK, delay_s: float = 0.0) -> Any:
+    def serve(connection: socket.socket, data: bytes) -> None:
+        while data:
+            if delay_s:
+                time.sleep(delay_s)
+            connection.sendall(answer)
+            data = connection.recv(65536)
+
+    return serve
+
+
+def test_open_loop_sends_what_was_planned_when_it_was_due() -> None:
+    with scripted_server(keep_alive()) as port:
+        result = stage(port, rate_per_s=200.0, duration_s=2.0, arrivals="constant", warmup_s=0.5)
+    columns = result.columns
+    assert columns["due_ns"].size == 500
+    assert np.all(np.diff(columns["due_ns"]) == 5_000_000)
+    assert errors(result) == {"": 500}
+    assert np.all(columns["due_ns"] <= columns["dispatched_ns"])
+    assert np.all(columns["dispatched_ns"] <= columns["sent_ns"])
+    assert np.all(columns["sent_ns"] <= columns["first_byte_ns"])
+    assert np.all(columns["first_byte_ns"] <= columns["done_ns"])
+    assert set(columns["status"].tolist()) == {200}
+    assert 0 < result.cpu < 1.5
+
+
+def test_requests_reach_the_server_byte_for_byte() -> None:
+    seen: list[bytes] = []
+
+    def serve(connection: socket.socket, data: bytes) -> None:
+        seen.append(data)
+        keep_alive()(connection, data)
+
+    with scripted_server(serve) as port:
+        stage(port, rate_per_s=5.0)
+    assert seen[0] == b"POST /x HTTP/1.1\r\nHost: localhost:%d\r\nContent-Length: 5\r\nA: b\r\n\r\nhello" % port
+
+
+def test_closed_loop_keeps_its_clients_busy() -> None:
+    with scripted_server(keep_alive(delay_s=0.02)) as port:
+        result = stage(port, concurrency=4, duration_s=1.0)
+    assert set(errors(result)) == {""}
+    # Four clients at 20 ms a turn can do 200 in a second; half of that shows that they did not wait for each other.
+    assert 100 <= result.columns["done_ns"].size <= 204
+
+
+def test_stalled_server_cannot_hide_its_stall() -> None:
+    """The server stands still for half a second: whoever was due meanwhile waited for the rest of it.
+
+    At 100/s and 1 connection, the 50 requests due in the stall wait 0.25 s on average. A closed loop would see one.
+    """
+    stalled = threading.Event()
+
+    def serve(connection: socket.socket, data: bytes) -> None:
+        while data:
+            if not stalled.is_set() and time.monotonic() - started > 1.0:
+                stalled.set()
+                time.sleep(0.5)
+            for _ in range(data.count(b"POST")):
+                connection.sendall(OK)
+            data = connection.recv(65536)
+
+    with scripted_server(serve) as port:
+        started = time.monotonic()
+        result = stage(port, rate_per_s=100.0, duration_s=2.0, arrivals="constant", connections=1)
+    latency = (result.columns["done_ns"] - result.columns["due_ns"]) / 1e9
+    waited = latency[latency > 0.1]
+    assert set(errors(result)) == {""}
+    assert 35 <= waited.size <= 46, "those due in the first 400 ms of the stall waited for more than 100 ms"
+    assert latency.max() == pytest.approx(0.5, abs=0.1)
+    lag = (result.columns["dispatched_ns"] - result.columns["due_ns"]) / 1e9
+    assert np.median(lag) < 0.01, "the wait is the server's, not the generator's"
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "http_4xx"),
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", "http_5xx"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", "http_other"),
+        (b"this is not HTTP at all\r\n\r\n", "protocol"),
+    ],
+)
+def test_each_kind_of_wrong_answer_has_its_class(answer: bytes, kind: str) -> None:
+    with scripted_server(keep_alive(answer)) as port:
+        result = stage(port)
+    assert errors(result) == {kind: 50}
+
+
+def test_truncated_and_reset_connections_are_told_apart() -> None:
+    def half(connection: socket.socket, data: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+
+    with scripted_server(half) as port:
+        assert errors(stage(port)) == {"truncated": 50}
+    with scripted_server(lambda connection, data: None) as port:
+        assert errors(stage(port)) == {"reset": 50}
+
+
+def test_chunked_and_closing_answers_are_whole() -> None:
+    def serve(connection: socket.socket, data: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+        if connection.recv(65536):
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nuntil the end")
+
+    with scripted_server(serve) as port:
+        result = stage(port, connections=1, check_every=1)
+    assert errors(result) == {"": 50}
+    assert set(result.answers.values()) == {b"ok", b"until the end"}
+
+
+def test_dead_address_is_a_connect_error_and_ends_in_time() -> None:
+    started = time.monotonic()
+    assert errors(stage(free_port())) == {"connect": 50}
+    assert time.monotonic() - started < 10
+
+
+def test_silent_server_times_out_every_request_and_the_errors_stay_in_the_sample() -> None:
+    release = threading.Event()
+    with scripted_server(lambda connection, data: release.wait(10) and None) as port:
+        result = stage(port, rate_per_s=20.0, timeout_s=0.5)
+        release.set()
+    assert errors(result) == {"timeout": 20}
+    latency = (result.columns["done_ns"] - result.columns["due_ns"]) / 1e9
+    assert latency.min() >= 0.5
+    assert np.median(latency) < 0.7
+
+
+def test_waiting_for_a_connection_counts_as_latency() -> None:
+    with scripted_server(keep_alive(delay_s=0.05)) as port:
+        result = stage(port, rate_per_s=40.0, connections=1, arrivals="constant", timeout_s=10.0)
+    latency = (result.columns["done_ns"] - result.columns["due_ns"]) / 1e9
+    # One connection does 20/s of the 40/s: the last request waits for about a second.
+    assert latency[-1] > 0.7
+    assert errors(result) == {"": 40}
+
+
+def test_kept_answers_are_one_in_n() -> None:
+    with scripted_server(keep_alive()) as port:
+        result = stage(port, check_every=10)
+    assert sorted(result.answers) == [0, 10, 20, 30, 40]
+
+
+def test_tls_is_verified(tmp_path: Any) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+
+    def serve(connection: socket.socket, data: bytes) -> None:
+        raise AssertionError("never called with plain data")
+
+    def listen(listener: socket.socket) -> None:
+        while True:
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=talk, args=(plain,), daemon=True).start()
+
+    def talk(plain: socket.socket) -> None:
+        with contextlib.suppress(OSError, ssl.SSLError), context.wrap_socket(plain, server_side=True) as secure:
+            while secure.recv(65536):
+                secure.sendall(OK)
+
+    for trusted, expected in ((authority, {"": 20}), (other, {"connect": 20})):
+        bundle = tmp_path / f"{id(trusted)}.pem"
+        trusted.cert_pem.write_to_path(str(bundle))
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            threading.Thread(target=listen, args=(listener,), daemon=True).start()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("SSL_CERT_FILE", str(bundle))
+                assert errors(stage(port, tls=True, rate_per_s=20.0)) == expected
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_progress_is_told_while_it_runs() -> None:
+    seen: list[Progress] = []
+    with scripted_server(keep_alive()) as port:
+        job = Job("rest", "127.0.0.1", port, "h", (Request("/", {}, "body"),), duration_s=2, rate_per_s=50)
+        asyncio.run(run_stage(job, [b""], seen.append))
+    assert len(seen) >= 2
+    assert seen[-1].done > seen[0].done
+
+
+def test_cancelling_ends_the_generator() -> None:
+    async def cancelled(port: int) -> None:
+        job = Job("rest", "127.0.0.1", port, "h", (Request("/", {}, "body"),), duration_s=60, rate_per_s=50)
+        task = asyncio.create_task(run_stage(job, [b""], lambda progress: None))
+        await asyncio.sleep(1.0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with scripted_server(keep_alive()) as port:
+        started = time.monotonic()
+        asyncio.run(cancelled(port))
+    assert time.monotonic() - started < 10
+    assert not processes_mentioning("harness.load.worker")
+
+
+def test_killed_generator_is_an_error_and_not_a_result() -> None:
+    def kill() -> None:
+        pids = wait_until(lambda: processes_mentioning("harness.load.worker"), 10)
+        os.kill(pids[0], signal.SIGKILL)
+
+    with scripted_server(keep_alive()) as port:
+        thread = threading.Thread(target=kill)
+        thread.start()
+        with pytest.raises(WorkerError, match="-9"):
+            stage(port, duration_s=30.0)
+        thread.join()
+
+
+def test_generator_ends_with_its_parent() -> None:
+    import subprocess
+    import sys
+    import textwrap
+
+    with scripted_server(keep_alive()) as port:
+        code = textwrap.dedent(
+            f"""
+            import asyncio
+            from harness.load.job import Job, Request
+            from harness.load.runner import run_stage
+            job = Job("rest", "127.0.0.1", {port}, "h", (Request("/", {{}}, "body"),), duration_s=120, rate_per_s=5)
+            asyncio.run(run_stage(job, [b""], lambda progress: print("on", flush=True)))
+            """
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+            assert parent.stdout is not None
+            parent.stdout.readline()
+            children = psutil.Process(parent.pid).children()
+            assert children
+            parent.kill()
+        wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), 10)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from harness.stats import percentile, percentile_interval, percentile_intervals, summarize, wilson
+
+
+def test_percentiles_are_samples_that_occurred() -> None:
+    ordered = np.arange(1, 101, dtype=float)
+    assert [percentile(ordered, q) for q in (0.5, 0.9, 0.99, 0.999, 1.0)] == [50, 90, 99, 100, 100]
+    assert percentile(np.array([7.0]), 0.5) == 7
+    with pytest.raises(ValueError, match="no samples"):
+        percentile(np.array([]), 0.5)
+
+
+def test_intervals_cover_the_true_percentile_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(5)
+    for q in (0.5, 0.9, 0.99):
+        truth = float(scipy_stats.expon.ppf(q))
+        covered = 0
+        for _ in range(400):
+            interval = percentile_interval(np.sort(generator.exponential(size=1000)), q)
+            assert interval is not None
+            covered += interval[0] <= truth <= interval[1]
+        # 95 % of 400 is 380; four standard deviations below is 362.
+        assert covered >= 362, q
+
+
+def test_small_samples_have_no_interval_for_their_tail() -> None:
+    intervals = percentile_intervals(np.arange(100, dtype=float))
+    assert "p50" in intervals
+    assert "p99" not in intervals
+    assert "p99_9" not in intervals
+    assert percentile_interval(np.array([]), 0.5) is None
+
+
+def test_summary_of_a_known_sample() -> None:
+    summary = summarize(np.array([3.0, 1.0, 2.0]))
+    assert (summary["p50"], summary["max"], summary["mean"]) == (2, 3, 2)
+
+
+def test_wilson_interval() -> None:
+    low, high = wilson(10, 100)
+    assert low == pytest.approx(0.0552, abs=1e-3)
+    assert high == pytest.approx(0.1744, abs=1e-3)
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(0, 50)[0] == pytest.approx(0)
