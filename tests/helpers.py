@@ -85,8 +85,10 @@ class Reference:
 
 
 @contextlib.contextmanager
-def reference_server(artifacts: Path, model: str = "identity") -> Iterator[Reference]:
-    command = [sys.executable, "-m", "runtimes.reference", "--model", f"{model}={artifacts}"]
+def reference_server(artifacts: Path, model: str = "identity", mutant: str = "") -> Iterator[Reference]:
+    """``mutant`` makes it wrong in one way (tests/faults/mutants.py)."""
+    module = ["tests.faults.mutants", mutant] if mutant else ["runtimes.reference"]
+    command = [sys.executable, "-m", *module, "--model", f"{model}={artifacts}"]
     with subprocess.Popen(
         [*command, "--http-port", "0", "--grpc-port", "0"], stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:

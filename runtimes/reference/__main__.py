@@ -83,14 +83,18 @@ async def serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="reference")
     parser.add_argument("--model", action="append", required=True, metavar="NAME=DIRECTORY")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--http-port", type=int, default=8080, help="0 takes a free one")
     parser.add_argument("--grpc-port", type=int, default=8081, help="0 takes a free one")
     parser.add_argument("--drain-seconds", type=int, default=25)
-    return asyncio.run(serve(parser.parse_args()))
+    return parser
+
+
+def main() -> int:
+    return asyncio.run(serve(parser().parse_args()))
 
 
 if __name__ == "__main__":
