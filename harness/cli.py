@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 from rich.console import Console
 
 from harness.cli_tools import checks_app, cluster_app, runtimes_app
 from harness.endpoint import Endpoint, check_url
 from harness.engine import Engine, default_directory
-from harness.errors import EXIT_INTERRUPTED, EXIT_USAGE, ServecertError, UsageError
+from harness.errors import EXIT_INTERRUPTED, ServecertError, UsageError
 from harness.golden import read_payload
 from harness.observer import Observer
 from harness.records import Deviation
@@ -32,6 +31,7 @@ app = typer.Typer(
     help="Certifies model-serving clusters: protocol conformance, numerical parity and load.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -162,7 +162,7 @@ def _validated(kind: type[Any], values: dict[str, Any]) -> Any:
         problems = []
         for item in error.errors():
             field = next((str(part) for part in item["loc"]), "")
-            option = f"--{field.replace('profiles', 'profile')}: " if field else ""
+            option = f"--{field.replace('profiles', 'profile')} {item['input']!r}: " if field else ""
             problems.append(option + item["msg"].removeprefix("Value error, "))
         raise UsageError("; ".join(problems)) from error
 
@@ -285,23 +285,12 @@ def schema() -> None:
 
 
 def main() -> None:
-    """The entry point; every error ends here, as a message and an exit code."""
+    """The entry point. Errors raised on purpose end here, as a message and an exit code."""
     try:
-        code = app(standalone_mode=False)
-    except click.exceptions.Exit as error:
-        code = error.exit_code
-    except click.exceptions.Abort:
-        code = EXIT_INTERRUPTED
-    except click.ClickException as error:
-        error.show(sys.stderr)
-        code = EXIT_USAGE
+        app()
     except ServecertError as error:
         print(f"servecert: {error}", file=sys.stderr)
-        code = error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 141
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

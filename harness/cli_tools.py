@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,12 +15,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cluster.local import podshim
 from cluster.local.provider import LocalCluster
 from cluster.provider import PROVIDERS, ClusterSpec
 from harness.environments import cache_directory
 from harness.errors import EXIT_FAILED, ClusterError, UsageError
 from harness.runtimes import build_model, find_runtime, model_specs, runtime_specs
 from harness.session import emit_json
+
+SHIM = Path(podshim.__file__)
 
 cluster_app = typer.Typer(help="Brings a cluster up, and takes it down.", no_args_is_help=True)
 runtimes_app = typer.Typer(help="The reference runtimes.", no_args_is_help=True)
@@ -180,12 +184,20 @@ def serve(
     print(f"golden cases: {built.golden}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="servecert-serve-") as scratch:
         variables = {**os.environ, **declared, **environment, "TMPDIR": scratch}
-        process = subprocess.Popen(command, env=variables, cwd=scratch)
-        while True:
-            try:
-                raise typer.Exit(process.wait())
-            except KeyboardInterrupt:
-                continue  # the server got the signal as well, and ends in its own time
+        raise typer.Exit(_foreground(command, variables, scratch))
+
+
+def _foreground(command: list[str], variables: dict[str, str], directory: str) -> int:
+    """The exit code of a server that gets our signals and ends when this process does, however that is."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    shim = [sys.executable, "-I", "-S", str(SHIM), str(read_end), *command]
+    with subprocess.Popen(shim, env=variables, cwd=directory, pass_fds=(read_end,), start_new_session=True) as process:
+        os.close(read_end)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: process.terminate())
+        code = process.wait()
+    os.close(write_end)
+    return code
 
 
 @checks_app.command("list")

@@ -246,6 +246,7 @@ class Engine:
             self._event("step begins", name)
             started = time.monotonic()
             entry["state"] = "running"
+            self.store.save_info()
             try:
                 await run_step(step, name, endpoint, self.scenario.seed, self.store, self.observer)
                 entry["state"] = "done"

@@ -16,10 +16,15 @@ Object = dict[str, Any]
 GROUP = "serving.kserve.io"
 POLL_S = 0.2
 LOG_LINES = 40
+CONFLICTS = 5
 _PLURALS = {"InferenceService": "inferenceservices", "ServingRuntime": "servingruntimes"}
 _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError")
 CRASHES = 2
 """A container that failed this often is not waited for any longer."""
+
+
+class _ConflictError(ClusterError):
+    pass
 
 
 class KServe:
@@ -45,6 +50,8 @@ class KServe:
         except self._client.ApiException as error:
             if error.status == 404:
                 raise LookupError(what) from error
+            if error.status == 409:
+                raise _ConflictError(f"{what}: {error.reason}: {error.body}") from error
             raise ClusterError(f"{what}: the API answered {error.status} {error.reason}: {error.body}") from error
         except Exception as error:  # urllib3 raises many kinds
             raise ClusterError(f"{what}: the Kubernetes API does not answer: {error}") from error
@@ -60,23 +67,35 @@ class KServe:
         return False
 
     async def apply(self, manifest: Object) -> None:
-        """Creates the object, or replaces its spec."""
+        """Creates the object, or replaces its spec; somebody who does the same at that moment is no error."""
         plural = _PLURALS[manifest["kind"]]
         name = manifest["metadata"]["name"]
         version = manifest["apiVersion"].rpartition("/")[2]
         where = (GROUP, version, self.namespace, plural)
         what = f"{manifest['kind']} {self.namespace}/{name}"
-        try:
-            live = await self._call(what, self._custom.get_namespaced_custom_object, *where, name)
-        except LookupError:
+        for attempt in range(CONFLICTS):
             try:
-                await self._call(what, self._custom.create_namespaced_custom_object, *where, manifest)
-            except LookupError as error:
-                raise ClusterError(f"{what}: the cluster does not know {GROUP}; is KServe installed on it?") from error
-        else:
+                live = await self._call(what, self._custom.get_namespaced_custom_object, *where, name)
+            except LookupError:
+                try:
+                    await self._call(what, self._custom.create_namespaced_custom_object, *where, manifest)
+                    return
+                except LookupError as error:
+                    raise ClusterError(
+                        f"{what}: the cluster does not know {GROUP}; is KServe installed on it?"
+                    ) from error
+                except _ConflictError:
+                    if attempt == CONFLICTS - 1:
+                        raise
+                    continue
             metadata = {**manifest["metadata"], "resourceVersion": live["metadata"]["resourceVersion"]}
             body = {**manifest, "metadata": metadata}
-            await self._call(what, self._custom.replace_namespaced_custom_object, *where, name, body)
+            try:
+                await self._call(what, self._custom.replace_namespaced_custom_object, *where, name, body)
+                return
+            except _ConflictError:
+                if attempt == CONFLICTS - 1:
+                    raise
 
     async def get(self, name: str) -> Object:
         """Raises LookupError."""

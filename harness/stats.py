@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats as _scipy
 
 PERCENTILES: dict[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
 
@@ -28,12 +28,14 @@ def percentile_interval(ordered: Samples, q: float, confidence: float = 0.95) ->
     None where the sample is too small to hold one: there is no rank above p99.9 in 100 samples.
     Source: David and Nagaraja, Order Statistics, 7.1.
     """
+    from scipy.stats import binom  # takes half a second, which commands that measure nothing need not spend
+
     n = int(ordered.size)
     if n == 0:
         return None
     tail = (1 - confidence) / 2
-    low = int(_scipy.binom.ppf(tail, n, q))
-    high = int(_scipy.binom.ppf(1 - tail, n, q)) + 1
+    low = int(binom.ppf(tail, n, q))
+    high = int(binom.ppf(1 - tail, n, q)) + 1
     if low < 1 or high > n:
         return None
     return float(ordered[low - 1]), float(ordered[high - 1])
@@ -59,7 +61,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     """Wilson score interval of a proportion; (0, 1) of no observations."""
     if n == 0:
         return 0.0, 1.0
-    z = float(_scipy.norm.ppf(1 - (1 - confidence) / 2))
+    z = NormalDist().inv_cdf(1 - (1 - confidence) / 2)
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)

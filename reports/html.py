@@ -14,7 +14,7 @@ from harness.records import CheckResult, Outcome, to_json
 from harness.runstore import Run
 from harness.units import format_duration
 from harness.verdict import Verdict, describe, tally
-from reports import plots, tables
+from reports import tables
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -61,6 +61,13 @@ def html(run: Run, verdict: Verdict) -> str:
     runtimes = {check.service: check.runtime for check in run.checks}
     places = {id(check): index for index, check in enumerate(run.checks)}
     failures = [check for check in run.checks if check.fails_run]
+    curves: str | Markup = ""
+    over_time: str | Markup = ""
+    if stages:
+        from reports import plots  # matplotlib takes its time, and most commands plot nothing
+
+        curves = Markup(plots.percentile_curves(stages))  # noqa: S704 - our own SVG
+        over_time = Markup(plots.timelines(stages))  # noqa: S704
     values: dict[str, Any] = {
         "run": run,
         "info": run.info,
@@ -83,8 +90,8 @@ def html(run: Run, verdict: Verdict) -> str:
         "skipped_parity": [
             check for check in run.checks if check.suite == "parity" and check.outcome is Outcome.SKIPPED
         ],
-        "curves": Markup(plots.percentile_curves(stages)) if stages else "",  # noqa: S704 - our own SVG
-        "timelines": Markup(plots.timelines(stages)) if stages else "",  # noqa: S704
+        "curves": curves,
+        "timelines": over_time,
         "evidence": _evidence(run.checks),
     }
     return _environment().get_template("report.html.j2").render(values)

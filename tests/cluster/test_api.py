@@ -44,7 +44,7 @@ def _pod(name: str, image: str = "example.test/none:1") -> dict[str, Any]:
 
 
 def test_api_refuses_requests_without_its_token(http: httpx.Client) -> None:
-    bare = httpx.Client(base_url=http.base_url, verify=False, trust_env=False)  # noqa: S501
+    bare = httpx.Client(base_url=http.base_url, verify=False, trust_env=False)
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         answer = bare.get("/api/v1/namespaces", headers=headers)
         assert answer.status_code == 401

@@ -18,7 +18,6 @@ from harness.load.job import Job, Request
 from harness.load.runner import StageResult, run_stage
 from harness.protocol.rest import json_body, json_request
 from harness.protocol.tensors import TensorSpec, example_tensor
-from harness.runtimes import BuiltModel
 from tests.cluster.conftest import Deploy, condition_of, get_isvc, ready_isvc
 from tests.helpers import wait_until
 

@@ -101,7 +101,10 @@ def test_settings_change_fields_by_path(tmp_path: Path) -> None:
 
 
 def test_manifest_replaces_runtime_and_model(tmp_path: Path) -> None:
-    text = "name: m\nservices:\n  a: {manifest: {kind: InferenceService, spec: {}}}\nsteps: [{suite: conformance, service: a}]\n"
+    text = (
+        "name: m\nservices:\n  a: {manifest: {kind: InferenceService, spec: {}}}\n"
+        "steps: [{suite: conformance, service: a}]\n"
+    )
     assert load_scenario(write(tmp_path, text)).services["a"].manifest
     assert "golden" in str(problems(tmp_path, text.replace("conformance", "parity")))
     assert "Deployment" in str(problems(tmp_path, text.replace("InferenceService", "Deployment")))
