@@ -1,7 +1,8 @@
 """Request bodies in Kubernetes' protobuf encoding, which kubectl's ``create`` commands send for core types.
 
 The envelope is the four bytes ``k8s\\0`` and a ``runtime.Unknown``. Field numbers are those of the API's
-generated.proto files (k8s.io/api/core/v1, k8s.io/apimachinery/pkg/apis/meta/v1, pkg/runtime). Answers always go out as JSON.
+generated.proto files (k8s.io/api/core/v1, k8s.io/apimachinery/pkg/apis/meta/v1, pkg/runtime). Answers always go out as
+JSON.
 """
 
 from __future__ import annotations

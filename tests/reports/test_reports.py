@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from harness.records import Level, Outcome, SampleBatch
+from harness.runstore import RunStore, read_run
+from harness.verdict import judge
+from reports.write import write_reports
+from tests.records import check, load_result
+
+HOSTILE = "</script><script>alert(1)</script>\x00\x1b[31m"
+
+
+def samples(step: str, errors: int = 0) -> SampleBatch:
+    generator = np.random.default_rng(1)
+    due = np.arange(1000, dtype=np.int64) * 10_000_000
+    done = due + (generator.exponential(0.01, 1000) * 1e9).astype(np.int64)
+    kinds = np.zeros(1000, np.int16)
+    kinds[:errors] = 1
+    status = np.full(1000, 200, np.int32)
+    return SampleBatch(
+        "svc", step, due, due, due + 1000, done, done, status, status.astype(np.int64), kinds, ("", "timeout")
+    )
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    store = RunStore(tmp_path / "run", "night", seed=1)
+    store.info["services"] = {
+        "svc": {"runtime": "mlserver@1.7.1", "model": "iris", "ready_s": 2.0},
+        "other": {"runtime": "kserve@0.21.0", "model": "cnn", "ready_s": 3.0},
+    }
+    store.info["steps"] = [{"name": "1", "suite": "conformance", "service": "svc", "state": "done"}]
+    for service in ("svc", "other"):
+        store.add(check("rest.infer.status", service=service))
+        store.add(
+            check("rest.errors.empty_body.body", Outcome.FAILED, service=service, deviation="FastAPI says detail")
+        )
+        store.add(check("rest.health.prompt", Outcome.FAILED, Level.SHOULD, service=service))
+    store.add(check("rest.infer.id_echo", Outcome.FAILED, observed=HOSTILE, requirement="An id comes back."))
+    store.add(load_result(samples=store.samples_name("svc", "1")))
+    store.add(samples("1", errors=3))
+    store.finish(1)
+    store.close()
+    write_reports(store.directory)
+    return store.directory
+
+
+def test_report_is_one_file_that_needs_no_network(directory: Path) -> None:
+    html = (directory / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!#)(?!https://example\.test)[^"]+"', html)
+    assert "http-equiv" in html
+    assert "default-src 'none'" in html
+
+
+def test_what_a_server_sent_cannot_leave_its_place(directory: Path) -> None:
+    html = (directory / "report.html").read_text()
+    assert "<script>alert" not in html
+    tree = ElementTree.parse(directory / "junit.xml")
+    assert "alert(1)" in ElementTree.tostring(tree.getroot(), encoding="unicode")
+
+
+def test_junit_is_red_exactly_for_what_decides(directory: Path) -> None:
+    root = ElementTree.parse(directory / "junit.xml").getroot()
+    failures = [case.get("name") for case in root.iter("testcase") if case.find("failure") is not None]
+    assert failures == ["rest.infer.id_echo"]
+    skipped = {case.get("name"): case.find("skipped") for case in root.iter("testcase")}
+    known, advisory = skipped["rest.errors.empty_body.body"], skipped["rest.health.prompt"]
+    assert known is not None
+    assert "known deviation: FastAPI says detail" in (known.get("message") or "")
+    assert advisory is not None
+    assert "should not met" in (advisory.get("message") or "")
+    assert root.get("failures") == "1"
+
+
+def test_run_without_results_is_red_in_junit_too(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "run", "empty", seed=1)
+    store.finish(0)
+    verdict = write_reports(store.directory)
+    assert verdict.exit_code == 1
+    root = ElementTree.parse(store.directory / "junit.xml").getroot()
+    assert [case.find("error") is not None for case in root.iter("testcase")] == [True]
+
+
+def test_summary_and_json_agree_with_the_verdict(directory: Path) -> None:
+    data = json.loads((directory / "results.json").read_text())
+    assert data["exit_code"] == judge(read_run(directory)).exit_code == 1
+    summary = (directory / "summary.md").read_text()
+    assert summary.startswith("# night: failed")
+    assert "FastAPI says detail" in summary
+    assert "rest.infer.id_echo" in summary
+
+
+def test_reports_of_a_copied_directory_are_the_same(directory: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copied"
+    shutil.copytree(directory, copy)
+    for name in ("report.html", "summary.md", "junit.xml", "results.json"):
+        (copy / name).unlink()
+    write_reports(copy)
+    for name in ("summary.md", "junit.xml", "results.json"):
+        assert (copy / name).read_text() == (directory / name).read_text()
