@@ -80,8 +80,10 @@ class Registry:
         return register
 
     def in_groups(self, groups: Iterable[str]) -> list[Check]:
-        wanted = set(groups)
-        return [check for check in self.checks.values() if check.group in wanted]
+        """In the order of the groups, and within a group as they were written."""
+        order = {group: place for place, group in enumerate(groups)}
+        chosen = [check for check in self.checks.values() if check.group in order]
+        return sorted(chosen, key=lambda check: order[check.group])
 
 
 def _show(value: object) -> str:
