@@ -41,6 +41,10 @@ class Objective:
     def met(self, result: LoadResult) -> bool:
         return _OPERATORS[self.operator](self.observed(result), self.threshold)
 
+    @property
+    def bounds_latency_above(self) -> bool:
+        return self.operator in ("<", "<=") and self.metric not in ("errors", "rate")
+
     def describe(self, value: float) -> str:
         if self.metric == "errors":
             return f"{value:.3%}"
