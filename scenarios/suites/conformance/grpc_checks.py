@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import grpc as grpc_lib
@@ -288,14 +289,24 @@ async def message_32mib(target: Target) -> None:
 
 @check("grpc.infer.deadline", level=SHOULD, source=OIP_GRPC.status, needs=[grpc_payload])
 async def deadline(target: Target) -> None:
-    """A call whose deadline has passed ends with DEADLINE_EXCEEDED, and the server answers the next one."""
+    """Calls whose deadline passes end with DEADLINE_EXCEEDED, and the server answers the next one."""
     request = infer_request(target.model, target.example(), raw=raw_first(target))
-    try:
-        await target.grpc_client().call("ModelInfer", request, timeout_s=1e-6)
-    except GrpcStatusError as error:
-        expect(error.code, "status").equals(grpc_lib.StatusCode.DEADLINE_EXCEEDED)
-    else:
-        raise CheckFailed("DEADLINE_EXCEEDED", "OK within a microsecond")
+    if target.free_batch:  # a mebibyte takes longer than the shortest deadline that gRPC keeps
+        rows = max(1, (1 << 20) // max(1, request.ByteSize()))
+        request = infer_request(target.model, target.batch(rows), raw=True)
+    client = target.grpc_client()
+    started = time.monotonic()
+    await client.call("ModelInfer", request)
+    usual_s = time.monotonic() - started
+    exceeded = 0
+    for share in (0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0001, 0.00001):
+        try:
+            await client.call("ModelInfer", request, timeout_s=max(usual_s * share, 1e-6))
+        except GrpcStatusError as error:
+            expect(error.code, "status").equals(grpc_lib.StatusCode.DEADLINE_EXCEEDED)
+            exceeded += 1
+    if not exceeded:
+        raise Skip("every answer came before its deadline, however short")
     await model_infer(target)
 
 
