@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from harness.errors import ClusterError, DeployError, UsageError
 from harness.records import TimelineEvent
@@ -36,7 +37,11 @@ class KServe:
 
         self.namespace = namespace
         try:
-            api: Any = config.new_client_from_config(str(kubeconfig))  # type: ignore[no-untyped-call]
+            configuration: Any = client.Configuration()
+            config.load_kube_config(str(kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
+            if urlsplit(configuration.host).hostname in ("127.0.0.1", "localhost", "::1"):
+                configuration.proxy = None  # a proxy of the environment is not on the way to this machine
+            api: Any = client.ApiClient(configuration)
         except (config.ConfigException, OSError) as error:
             raise UsageError(f"{kubeconfig}: expected a kubeconfig: {error}") from error
         self._core = client.CoreV1Api(api)

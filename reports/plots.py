@@ -8,13 +8,13 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 
 matplotlib.use("svg")
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from harness.records import LoadResult, SampleBatch
-from harness.stats import percentile
 from harness.units import format_duration
 
 # Okabe and Ito's colours, told apart by readers with any colour vision.
@@ -96,14 +96,12 @@ def timelines(stages: list[tuple[LoadResult, SampleBatch]]) -> str:
             axes, colour = row[0], COLOURS[index % len(COLOURS)]
             due, latency = batch.due_ns / 1e9, batch.latency_s
             width = max(0.25, load.duration_s / 80)
-            bins = ((due - due[0]) / width).astype(int)
-            centres, medians, tails, highest = [], [], [], []
-            for number in np.unique(bins):
-                ordered = np.sort(latency[bins == number])
-                centres.append(float(due[0]) + (number + 0.5) * width)
-                medians.append(percentile(ordered, 0.5))
-                tails.append(percentile(ordered, 0.99))
-                highest.append(float(ordered[-1]))
+            frame = pd.DataFrame({"bin": ((due - due[0]) / width).astype(int), "latency": latency})
+            by_time = frame.groupby("bin")["latency"]
+            centres = due[0] + (by_time.max().index.to_numpy() + 0.5) * width
+            highest = by_time.max().to_numpy()
+            medians = by_time.quantile(0.5, interpolation="higher").to_numpy()
+            tails = by_time.quantile(0.99, interpolation="higher").to_numpy()
             axes.plot(centres, highest, linestyle="none", marker="_", color="#9aa3ad", label="max")
             axes.plot(centres, tails, color=colour, linewidth=1, alpha=0.55, label="p99")
             axes.plot(centres, medians, color=colour, linewidth=1.8, label="p50")

@@ -22,7 +22,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import trustme
 import uvicorn
 import uvloop
@@ -32,6 +31,7 @@ from cluster.local.apiserver import ApiServer
 from cluster.local.gateway import Gateway
 from cluster.local.inferenceservice import Controller
 from cluster.local.pods import Kubelet
+from cluster.local.provider import start_ticks
 from cluster.local.resources import BY_KIND
 from cluster.local.routes import RouteTable
 from cluster.local.storage import Storage
@@ -144,7 +144,7 @@ async def serve(arguments: argparse.Namespace) -> int:
     write_atomic(directory / "kubeconfig", _kubeconfig(api_port, ca.cert_pem.bytes(), token), mode=0o600)
     state = {
         "pid": os.getpid(),
-        "created": psutil.Process().create_time(),
+        "start_ticks": start_ticks(os.getpid()),
         "api": f"https://{HOST}:{api_port}",
         "ingress": f"{HOST}:{ingress_port}",
         "kubeconfig": str(directory / "kubeconfig"),

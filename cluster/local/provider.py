@@ -135,11 +135,20 @@ def _await_state(directory: Path, process: subprocess.Popen[bytes]) -> dict[str,
     raise ClusterError(f"the embedded cluster was not up within {UP_S:g} s: {_read(directory / 'cluster.log')[-2000:]}")
 
 
+def start_ticks(pid: int) -> int:
+    """When a process started, in clock ticks since boot: unlike a time of day, no clock step changes it.
+
+    Source: proc_pid_stat(5), field 22. Raises OSError when there is no such process.
+    """
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat[stat.rindex(")") + 2 :].split()[19])  # the name before it may hold anything
+
+
 def _alive(state: dict[str, Any]) -> psutil.Process | None:
     """The cluster's process, unless its number now belongs to another one."""
-    with contextlib.suppress(psutil.Error, KeyError, TypeError):
+    with contextlib.suppress(psutil.Error, OSError, KeyError, TypeError, ValueError):
         process = psutil.Process(int(state["pid"]))
-        if abs(process.create_time() - float(state["created"])) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+        if start_ticks(process.pid) == int(state["start_ticks"]) and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import numpy as np
@@ -140,7 +140,7 @@ def _encode_case(endpoint: Endpoint, plan: Plan, number: int, case: Case) -> Enc
         raw = any(tensor.datatype in ("FP16", "BF16") for tensor in case.inputs)
         message = infer_request(endpoint.model, case.inputs, request_id=identifier, raw=raw)
         return Encoded(Request(f"/{SERVICE}/ModelInfer", {}, name), message.SerializeToString(), identifier, ())
-    path = f"{urlsplit(endpoint.url).path.rstrip('/')}/v2/models/{endpoint.model}/infer"
+    path = f"{urlsplit(endpoint.url).path.rstrip('/')}/v2/models/{quote(endpoint.model, safe='')}/infer"
     if plan.protocol == "binary":
         body, length = binary_request(case.inputs, request_id=identifier)
         headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(length)}

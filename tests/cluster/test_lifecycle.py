@@ -14,10 +14,13 @@ import psutil
 import pytest
 
 from cluster.local.provider import LocalCluster
-from harness.load.job import Job, Request
+from harness.golden import read_golden
+from harness.load.job import Job, Protocol, Request
 from harness.load.runner import StageResult, run_stage
+from harness.protocol.grpc_client import infer_request
+from harness.protocol.messages import SERVICE
 from harness.protocol.rest import json_body, json_request
-from harness.protocol.tensors import TensorSpec, example_tensor
+from harness.runtimes import BuiltModel
 from tests.cluster.conftest import Deploy, condition_of, get_isvc, ready_isvc
 from tests.helpers import wait_until
 
@@ -224,35 +227,35 @@ def test_process_that_ignores_sigterm_is_killed_after_its_grace_period(
     assert not process.is_running()
 
 
-def _job(cluster: LocalCluster, host: str, model: str, seconds: float, rate: float) -> tuple[Job, list[bytes]]:
-    datatypes = (
-        "BOOL",
-        "UINT8",
-        "UINT16",
-        "UINT32",
-        "UINT64",
-        "INT8",
-        "INT16",
-        "INT32",
-        "INT64",
-        "FP32",
-        "FP64",
-        "BYTES",
-    )
-    tensors = [example_tensor(TensorSpec(f"INPUT_{kind}", kind, (-1, 4))) for kind in datatypes]
-    body = json_body(json_request(tensors))
+def _job(
+    cluster: LocalCluster, protocol: Protocol, host: str, identity: BuiltModel, seconds: float, rate: float
+) -> tuple[Job, list[bytes]]:
+    model = host.partition(".")[0]
+    inputs = read_golden(identity.golden)[0].inputs
+    if protocol == "grpc":
+        body = infer_request(model, inputs).SerializeToString()
+        request = Request(f"/{SERVICE}/ModelInfer", {}, "body")
+    else:
+        body = json_body(json_request(inputs))
+        request = Request(f"/v2/models/{model}/infer", {"Content-Type": "application/json"}, "body")
     address, _, port = cluster.ingress.rpartition(":")
-    request = Request(f"/v2/models/{model}/infer", {"Content-Type": "application/json"}, "body")
-    job = Job("rest", address, int(port), host, (request,), duration_s=seconds, rate_per_s=rate, timeout_s=20)
+    job = Job(protocol, address, int(port), host, (request,), duration_s=seconds, rate_per_s=rate, timeout_s=20)
     return job, [body]
 
 
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
 def test_changed_spec_rolls_over_without_losing_a_request(
-    cluster: LocalCluster, deploy: Deploy, core: Any, custom: Any, namespace: str
+    cluster: LocalCluster,
+    deploy: Deploy,
+    core: Any,
+    custom: Any,
+    namespace: str,
+    identity: BuiltModel,
+    protocol: Protocol,
 ) -> None:
     deploy("rolling")
     first = pods_of(core, namespace, "rolling")[0].metadata.name
-    job, bodies = _job(cluster, f"rolling.{namespace}.example.com", "rolling", seconds=7, rate=60)
+    job, bodies = _job(cluster, protocol, f"rolling.{namespace}.example.com", identity, seconds=6, rate=60)
 
     async def under_load() -> StageResult:
         running = asyncio.create_task(run_stage(job, bodies, lambda progress: None))
@@ -276,7 +279,7 @@ def test_changed_spec_rolls_over_without_losing_a_request(
     assert predictor["previousRolledoutRevision"] == "rolling-predictor-00001"
     wait_until(lambda: [p.metadata.name for p in pods_of(core, namespace, "rolling")] != [first], what="the new pod")
     wait_until(lambda: len(pods_of(core, namespace, "rolling")) == 1, what="the end of the old pod")
-    assert result.columns["error"].size == 420
+    assert result.columns["error"].size == 360
     assert not result.columns["error"].any(), "a request was lost in the roll-over"
 
 
