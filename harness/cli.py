@@ -80,7 +80,7 @@ def run(
     junit: Junit = None,
     quiet: Quiet = False,
 ) -> None:
-    """Runs scenarios from start to verdict, and writes report.html."""
+    """Runs scenarios, from start to report."""
     changes = list(settings or [])
     if provider:
         changes.append(f"cluster.provider={provider}")
@@ -184,7 +184,7 @@ def conformance(
     junit: Junit = None,
     quiet: Quiet = False,
 ) -> None:
-    """Checks a server that is already there against the Open Inference Protocol."""
+    """Checks a running server against the protocol."""
     endpoint = _endpoint(url, model, grpc, host, payload, golden, read_baseline(baseline) if baseline else None)
     profiles = profile or ["rest", *(["grpc"] if grpc else [])]
     if "grpc" in profiles and not grpc:
@@ -205,7 +205,7 @@ def parity(
     junit: Junit = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compares served outputs with golden outputs, element by element."""
+    """Compares a running server with golden outputs."""
     endpoint = _endpoint(url, model, grpc, host, None, golden)
     _run_step(
         _validated(ParityStep, {"suite": "parity", "service": "target"}), endpoint, 1, Output(out, json, junit, quiet)
@@ -237,7 +237,10 @@ def load(
     junit: Junit = None,
     quiet: Quiet = False,
 ) -> None:
-    """Sends load to a server that is already there, and reports percentiles counted from the due times."""
+    """Sends load to a running server.
+
+    Latency counts from the moment a request was due, so that a server that stands still cannot hide it.
+    """
     values: dict[str, Any] = {
         "suite": "load",
         "service": "target",
@@ -264,7 +267,7 @@ def report(
     json: Json = "",
     quiet: Quiet = False,
 ) -> None:
-    """Writes the reports of a run directory anew, and repeats its verdict."""
+    """Writes the reports of a run directory anew."""
     verdict = write_reports(directory)
     run_read = read_run(directory)
     if json:
@@ -280,7 +283,7 @@ def report(
 
 @app.command()
 def schema() -> None:
-    """Prints the JSON schema of the scenario format, for editors."""
+    """Prints the JSON schema of scenario files."""
     emit_json("-", json_schema())
 
 

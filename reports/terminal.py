@@ -65,7 +65,7 @@ class Terminal:
             if record.fails_run:
                 self._failures.append(record)
             if record.suite == "load" and not record.fails_run:
-                self._lines.append(f"{record.requirement} {record.observed}")
+                self._lines.append(_load_line(record))
             elif self._status:
                 self._status.update(f"{escape(record.id)} ({sum(self._states.values())} checks)")
         elif isinstance(record, LoadResult):
@@ -100,6 +100,15 @@ class Terminal:
 
     def _line(self, markup: str) -> None:
         self.console.print(markup, highlight=False, soft_wrap=True)
+
+
+def _load_line(check: CheckResult) -> str:
+    """A load check that did not fail, in the words of somebody who reads it aloud."""
+    if check.id == "load.valid":
+        return f"valid: the generator kept to its schedule ({check.observed})"
+    if check.id == "load.answers":
+        return f"answers: {check.observed}"
+    return f"met {check.requirement.removeprefix('SLO: ')}: {check.observed}"
 
 
 def print_verdict(console: Console, run: Run, verdict: Verdict) -> None:
