@@ -161,11 +161,13 @@ def _validate(model: type[_M], data: Any, path: Path) -> _M:
 
 
 class Baseline(_Strict):
-    """An entry of a baseline that a user keeps for a server of their own."""
+    """An entry of a baseline that a user keeps for a server of their own; a runtime's list is one as well."""
 
     checks: list[str]
     reason: str
     issue: str = ""
+    versions: list[str] = Field(default_factory=list)
+    models: list[str] = Field(default_factory=list)
 
 
 def read_baseline(path: Path) -> dict[str, Deviation]:

@@ -27,6 +27,7 @@ class Terminal:
         self.quiet = quiet
         self._status: Status | None = None
         self._states: Counter[str] = Counter()
+        self._skips: Counter[str] = Counter()
         self._failures: list[CheckResult] = []
         self._lines: list[str] = []
         self._started = time.monotonic()
@@ -62,6 +63,8 @@ class Terminal:
         if isinstance(record, CheckResult):
             state = state_of(record)
             self._states[state] += 1
+            if state == "skipped":
+                self._skips[record.reason] += 1
             if record.fails_run:
                 self._failures.append(record)
             if record.suite == "load" and not record.fails_run:
@@ -88,11 +91,15 @@ class Terminal:
             self._line(f"[dim]{self._clock()}[/] {mark} {escape(name)}: {counts} [dim]({seconds:.1f} s)[/]")
             for line in self._lines:
                 self._line(f"           [dim]{escape(line)}[/]")
+            if self._states["skipped"] > 10:
+                reasons = "; ".join(f"{count} because {reason}" for reason, count in self._skips.most_common(2))
+                self._line(f"           [dim]skipped: {escape(reasons)}[/]")
             for check in self._failures[:SHOWN]:
                 self._line(f"         [red]✕[/] {escape(describe(check))}")
             if len(self._failures) > SHOWN:
                 self._line(f"           and {len(self._failures) - SHOWN} more")
         self._states.clear()
+        self._skips.clear()
         self._failures, self._lines = [], []
 
     def _clock(self) -> str:
