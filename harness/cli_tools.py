@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Annotated, Any
@@ -182,12 +181,13 @@ def serve(
     }
     print(f"{runtime.name} serves {model}: http://{host}:{http_port}, gRPC {host}:{grpc_port}", file=sys.stderr)
     print(f"golden cases: {built.golden}", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="servecert-serve-") as scratch:
-        variables = {**os.environ, **declared, **environment, "TMPDIR": scratch}
-        raise typer.Exit(_foreground(command, variables, scratch))
+    scratch = cache_directory() / "serve"  # what servers leave in their working directory
+    scratch.mkdir(parents=True, exist_ok=True)
+    variables = {**os.environ, **declared, **environment}
+    raise typer.Exit(_foreground(command, variables, scratch))
 
 
-def _foreground(command: list[str], variables: dict[str, str], directory: str) -> int:
+def _foreground(command: list[str], variables: dict[str, str], directory: Path) -> int:
     """The exit code of a server that gets our signals and ends when this process does, however that is."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     shim = [sys.executable, "-I", "-S", str(SHIM), str(read_end), *command]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import tempfile
 import threading
 import time
@@ -145,9 +146,11 @@ class Engine:
     async def _cluster(self) -> AsyncIterator[Cluster]:
         provider = self.scenario.cluster.provider
         self.observer.phase(f"bringing up the cluster ({provider})")
-        with tempfile.TemporaryDirectory(prefix="servecert-cluster-", ignore_cleanup_errors=True) as name:
-            started = time.monotonic()
-            cluster = await asyncio.to_thread(up, ClusterSpec(provider, Path(name) / "cluster"))
+        # The cluster removes its directory itself, so that it is gone even when this process is killed.
+        directory = Path(tempfile.mkdtemp(prefix="servecert-cluster-"))
+        started = time.monotonic()
+        try:
+            cluster = await asyncio.to_thread(up, ClusterSpec(provider, directory))
             try:
                 seconds = time.monotonic() - started
                 self._event("cluster up", f"{provider}, {seconds:.2f} s")
@@ -157,6 +160,8 @@ class Engine:
                 with contextlib.suppress(ServecertError):
                     self.store.write_text("logs/cluster.log", cluster.logs())
                 await asyncio.to_thread(cluster.down)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
     async def _on_cluster(self, cluster: Cluster) -> None:
         kserve = KServe(cluster.kubeconfig, self.scenario.namespace)

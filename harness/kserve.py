@@ -38,7 +38,10 @@ class KServe:
         self.namespace = namespace
         try:
             configuration: Any = client.Configuration()
-            config.load_kube_config(str(kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
+            # The client writes certificates into files; beside the kubeconfig they go when it goes.
+            config.load_kube_config(  # type: ignore[no-untyped-call]
+                str(kubeconfig), client_configuration=configuration, temp_file_path=str(kubeconfig.parent)
+            )
             if urlsplit(configuration.host).hostname in ("127.0.0.1", "localhost", "::1"):
                 configuration.proxy = None  # a proxy of the environment is not on the way to this machine
             api: Any = client.ApiClient(configuration)

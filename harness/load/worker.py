@@ -1,7 +1,8 @@
 """The generator's process: ``python -m harness.load.worker DIRECTORY``.
 
 Reads ``job.json`` and the bodies beside it, prints a line of JSON twice a second, and writes ``samples.npz`` and
-``answers/`` when the stage is over. Ends early, with what there is, on SIGTERM or when its standard input closes.
+``answers/`` when the stage is over. SIGTERM ends it early, with what there is. When its standard input closes, nobody
+waits for the result any more: it ends without one and removes the directory.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import gc
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -58,6 +60,7 @@ class Stage:
         self.timer = Timer(self.loop, self._release)
         self.over = asyncio.Event()
         self.stopped = False
+        self.abandoned = False
         self.count = 0
         """Rows dispatched so far."""
         self.deadlines: deque[int] = deque()
@@ -106,6 +109,11 @@ class Stage:
     def stop(self) -> None:
         self.stopped = True
         self.over.set()
+
+    def abandon(self) -> None:
+        """Nobody waits for the result any more: the parent closed our standard input, or is no longer there."""
+        self.abandoned = True
+        self.stop()
 
     # Open loop
 
@@ -184,12 +192,15 @@ async def serve(directory: Path) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stage.stop)
-    loop.add_reader(sys.stdin.fileno(), stage.stop)
+    loop.add_reader(sys.stdin.fileno(), stage.abandon)
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     start_ns, cpu = await stage.run()
     loop.remove_reader(sys.stdin.fileno())
+    if stage.abandoned:
+        shutil.rmtree(directory, ignore_errors=True)
+        return
     answers = directory / "answers"
     answers.mkdir()
     for row, answer in stage.recorder.answers.items():
