@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,7 +19,16 @@ from harness.observer import Observer
 from harness.records import Deviation
 from harness.runstore import RunStore, read_run
 from harness.runtimes import read_baseline
-from harness.scenario import ConformanceStep, LoadStep, ParityStep, Scenario, find_scenario, json_schema, load_scenario
+from harness.scenario import (
+    CapacityStep,
+    ConformanceStep,
+    LoadStep,
+    ParityStep,
+    Scenario,
+    find_scenario,
+    json_schema,
+    load_scenario,
+)
 from harness.session import Output, emit_json, execute
 from harness.steps import AnyStep, run_step
 from harness.verdict import judge
@@ -212,25 +222,72 @@ def parity(
     )
 
 
+Duration = Annotated[str | None, typer.Option(metavar="T", help="of the measured part, such as 30s")]
+Arrivals = Annotated[str, typer.Option(help="constant, poisson or gamma")]
+Burstiness = Annotated[float, typer.Option(metavar="CV", help="of gamma arrivals: 1 is Poisson, above it bursts")]
+LoadProtocol = Annotated[str, typer.Option("--protocol", help="rest, binary or grpc")]
+Warmup = Annotated[str, typer.Option(metavar="T", help="sent before, and not in the result; or: steady")]
+Timeout = Annotated[str, typer.Option(metavar="T", help="from the moment a request is due")]
+Connections = Annotated[int, typer.Option(metavar="N", help="at most so many at once")]
+Processes = Annotated[int, typer.Option(metavar="N", help="generators; one a core")]
+SloOption = Annotated[list[str] | None, typer.Option(metavar="EXPR", help="such as 'p99 < 50ms'; may be repeated")]
+Seed = Annotated[int, typer.Option(help="of the arrivals")]
+Payloads = Annotated[
+    list[str] | None,
+    typer.Option("--payload", metavar="FILE[:WEIGHT]", help="a v2 inference request to send; several are mixed"),
+]
+
+
+def _load_endpoint(
+    url: str, model: str, grpc: str, host: str, payloads: list[str] | None, golden: Path | None
+) -> Endpoint:
+    endpoint = _endpoint(url, model, grpc, host, None, golden)
+    if payloads and golden is not None:
+        raise UsageError("give either --payload or --golden")
+    mix = []
+    for text in payloads or []:
+        name, separator, weight = text.rpartition(":")
+        try:
+            share = float(weight) if separator and not Path(text).exists() else 1.0
+        except ValueError:
+            name, separator, share = text, "", 1.0
+        if not share > 0:
+            raise UsageError(f"--payload {text!r}: expected a weight above 0")
+        path = Path(name if separator and not Path(text).exists() else text)
+        mix.append((tuple(read_payload(path)), share))
+    return replace(endpoint, mix=tuple(mix))
+
+
 @app.command()
 def load(
     url: Url,
     model: Model,
-    duration: Annotated[str, typer.Option(metavar="T", help="how long, such as 30s")],
-    rate: Annotated[str | None, typer.Option(metavar="R", help="requests a second, whatever the server does")] = None,
+    duration: Duration = None,
+    rate: Annotated[
+        str | None, typer.Option(metavar="R", help="requests a second, whatever the server does; or: 150% of 200/s")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(metavar="SHAPE", help="a rate over time, such as 'ramp 10/s to 200/s'; see docs")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV with a time in seconds first on each line, to replay")
+    ] = None,
     concurrency: Annotated[
         int | None, typer.Option(metavar="N", help="clients that each wait for their answer")
     ] = None,
-    arrivals: Annotated[str, typer.Option(help="constant or poisson")] = "poisson",
-    protocol: Annotated[str, typer.Option(help="rest, binary or grpc")] = "rest",
-    warmup: Annotated[str, typer.Option(metavar="T", help="sent before, and not in the result")] = "1s",
-    timeout: Annotated[str, typer.Option(metavar="T", help="from the moment a request is due")] = "10s",
-    connections: Annotated[int, typer.Option(metavar="N", help="at most so many at once")] = 256,
-    slo: Annotated[list[str] | None, typer.Option(metavar="EXPR", help="such as 'p99 < 50ms'; may be repeated")] = None,
-    seed: Annotated[int, typer.Option(help="of the arrivals")] = 1,
+    think: Annotated[str, typer.Option(metavar="T", help="between an answer and the client's next request")] = "0s",
+    arrivals: Arrivals = "poisson",
+    burstiness: Burstiness = 1.0,
+    protocol: LoadProtocol = "rest",
+    warmup: Warmup = "1s",
+    timeout: Timeout = "10s",
+    connections: Connections = 256,
+    processes: Processes = 1,
+    slo: SloOption = None,
+    seed: Seed = 1,
     grpc: Grpc = "",
     host: Host = "",
-    payload: Payload = None,
+    payload: Payloads = None,
     golden: Golden = None,
     out: Out = None,
     json: Json = "",
@@ -244,20 +301,70 @@ def load(
     values: dict[str, Any] = {
         "suite": "load",
         "service": "target",
-        "duration": duration,
         "arrivals": arrivals,
+        "burstiness": burstiness,
         "protocol": protocol,
         "warmup": warmup,
         "timeout": timeout,
         "connections": connections,
+        "processes": processes,
+        "slo": slo or [],
+        "think": think,
+    }
+    optional = {"duration": duration, "rate": rate, "shape": shape, "trace": trace, "concurrency": concurrency}
+    values |= {key: value for key, value in optional.items() if value is not None}
+    step = _validated(LoadStep, values)
+    endpoint = _load_endpoint(url, model, grpc, host, payload, golden)
+    _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
+
+
+@app.command()
+def capacity(
+    url: Url,
+    model: Model,
+    slo: SloOption = None,
+    duration: Duration = "5s",
+    start: Annotated[str, typer.Option(metavar="R", help="the first rate tried")] = "10/s",
+    most: Annotated[str, typer.Option(metavar="R", help="no higher rate is tried")] = "100000/s",
+    tolerance: Annotated[float, typer.Option(help="how close the search comes, as a share of the rate")] = 0.05,
+    repeats: Annotated[int, typer.Option(metavar="N", help="trials that must all meet the objectives at a rate")] = 3,
+    arrivals: Arrivals = "poisson",
+    burstiness: Burstiness = 1.0,
+    protocol: LoadProtocol = "rest",
+    warmup: Annotated[str, typer.Option(metavar="T", help="of each trial")] = "1s",
+    timeout: Timeout = "10s",
+    connections: Connections = 256,
+    processes: Processes = 1,
+    seed: Seed = 1,
+    grpc: Grpc = "",
+    host: Host = "",
+    payload: Payloads = None,
+    golden: Golden = None,
+    out: Out = None,
+    json: Json = "",
+    junit: Junit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Searches the highest rate that meets the objectives."""
+    values: dict[str, Any] = {
+        "suite": "capacity",
+        "service": "target",
+        "duration": duration,
+        "start": start,
+        "most": most,
+        "tolerance": tolerance,
+        "repeats": repeats,
+        "arrivals": arrivals,
+        "burstiness": burstiness,
+        "protocol": protocol,
+        "warmup": warmup,
+        "timeout": timeout,
+        "connections": connections,
+        "processes": processes,
         "slo": slo or [],
     }
-    if rate is not None:
-        values["rate"] = rate
-    if concurrency is not None:
-        values["concurrency"] = concurrency
-    step = _validated(LoadStep, values)
-    endpoint = _endpoint(url, model, grpc, host, payload, golden)
+    step = _validated(CapacityStep, values)
+    endpoint = _load_endpoint(url, model, grpc, host, payload, golden)
     _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
 
 

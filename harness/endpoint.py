@@ -23,6 +23,8 @@ class Endpoint:
     grpc_address: str = ""
     golden: Path | None = None
     payload: tuple[Tensor, ...] = ()
+    mix: tuple[tuple[tuple[Tensor, ...], float], ...] = ()
+    """Several payloads and how often each is sent, for load."""
     deviations: dict[str, Deviation] = field(default_factory=dict)
 
     @property

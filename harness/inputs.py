@@ -23,6 +23,7 @@ class Case:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...] | None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def _tensor_specs(entries: Any) -> tuple[TensorSpec, ...]:
 
 async def cases_for(endpoint: Endpoint, rest: RestClient, grpc: GrpcClient | None) -> list[Case]:
     """Requests of one row each, where there is a choice. Raises MeasurementError when there is nothing to send."""
+    if endpoint.mix:
+        return [Case(inputs, None, weight) for inputs, weight in endpoint.mix]
     if endpoint.payload:
         return [Case(endpoint.payload, None)]
     if endpoint.golden:

@@ -178,8 +178,10 @@ class LoadResult:
     step: str
     runtime: str
     protocol: str
+    offered: str
+    """In words: the rate or its shape and the arrival process, or the number of clients."""
     offered_rate_per_s: float | None
-    """None in a closed loop."""
+    """The mean over the stage; None in a closed loop."""
     concurrency: int | None
     arrivals: str
     duration_s: float
@@ -188,12 +190,18 @@ class LoadResult:
     errors: int
     errors_by_class: dict[str, int]
     achieved_rate_per_s: float
+    goodput_per_s: dict[str, float]
+    """By objective: successes a second that were within its bound on latency."""
     latency_s: dict[str, float]
     latency_ci_s: dict[str, tuple[float, float]]
     service_time_s: dict[str, float]
     send_lag_s: dict[str, float]
     error_rate_ci: tuple[float, float]
     generator_cpu: float
+    """Processor time of the busiest generator as a share of one core."""
+    generator_stall_s: float
+    """How long a generator's event loop stood still at most."""
+    generators: int
     valid: bool
     invalid_reason: str
     checked_answers: int

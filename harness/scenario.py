@@ -19,12 +19,15 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
 from harness.errors import RuntimeSpecError, ScenarioError, UsageError
+from harness.load.arrivals import Segment
 from harness.numeric import Tolerance
 from harness.runtimes import find_model, find_runtime, model_specs, runtime_specs
+from harness.shapes import EXPECTED, parse_shape
 from harness.slo import Objective, parse_slo
 from harness.units import parse_duration, parse_rate
 
@@ -135,35 +138,90 @@ class ParityStep(_Step):
         return {name: Tolerance(item.relative, item.absolute) for name, item in self.tolerances.items()}
 
 
-class LoadStep(_Step):
-    """How the service answers under load."""
+class _Traffic(_Step):
+    """What load and capacity steps share."""
 
-    suite: Literal["load"]
-    rate: Rate | None = Field(None, description="open loop: requests a second, whatever the server does")
-    concurrency: int | None = Field(None, ge=1, description="closed loop: so many clients, each waiting for its answer")
-    duration: Duration
-    warmup: Duration = Field(1.0, validate_default=False, description="sent before, and not in the result")
-    arrivals: Literal["constant", "poisson"] = "poisson"
+    duration: Duration | None = Field(None, description="of the measured part")
+    arrivals: Literal["constant", "poisson", "gamma"] = "poisson"
+    burstiness: float = Field(1.0, gt=0, description="of gamma arrivals: 1 is Poisson, above it comes in bursts")
     protocol: Literal["rest", "binary", "grpc"] = "rest"
     timeout: Duration = Field(10.0, validate_default=False, description="from the moment a request is due")
     connections: int = Field(256, ge=1, description="at most so many at once; more requests wait on the client's side")
+    processes: int = Field(1, ge=1, le=64, description="generators; one a core")
     slo: list[Slo] = Field(default_factory=list)
 
+    @field_validator("duration", "timeout")
+    @classmethod
+    def _some_time(cls, value: float | None) -> float | None:
+        if value is not None and value <= 0:
+            raise ValueError("expected more than 0s")
+        return value
+
     @model_validator(mode="after")
-    def _one_loop(self) -> LoadStep:
-        if (self.rate is None) == (self.concurrency is None):
-            raise ValueError("expected either 'rate' (open loop) or 'concurrency' (closed loop)")
-        if self.duration <= 0 or self.timeout <= 0:
-            raise ValueError("expected a 'duration' and a 'timeout' above 0s")
-        if self.rate is not None and self.rate * self.duration < 1:
-            raise ValueError("expected at least one request: lengthen 'duration' or raise 'rate'")
+    def _bursts_are_gammas(self) -> _Traffic:
+        if self.burstiness != 1 and self.arrivals != "gamma":
+            raise ValueError("'burstiness' goes with 'arrivals: gamma'")
         return self
 
     def objectives(self) -> tuple[Objective, ...]:
         return tuple(parse_slo(text) for text in self.slo)
 
 
-Step = Annotated[ConformanceStep | ParityStep | LoadStep, Field(discriminator="suite")]
+class LoadStep(_Traffic):
+    """How the service answers under load."""
+
+    suite: Literal["load"]
+    rate: Rate | None = Field(None, description="open loop: requests a second, whatever the server does")
+    shape: str | None = Field(None, description=f"open loop, a rate over time: {EXPECTED.removeprefix('expected ')}")
+    trace: Path | None = Field(None, description="open loop, a CSV file with a time in seconds first on each line")
+    concurrency: int | None = Field(None, ge=1, description="closed loop: so many clients, each waiting for its answer")
+    think: Duration = Field(0.0, validate_default=False, description="between an answer and the client's next request")
+    warmup: Duration | Literal["steady"] = Field(
+        1.0, validate_default=False, description="sent before, and not in the result; or until the service is steady"
+    )
+
+    @model_validator(mode="after")
+    def _one_loop(self) -> LoadStep:
+        given = [self.rate, self.shape, self.trace, self.concurrency]
+        if sum(item is not None for item in given) != 1:
+            raise ValueError("expected one of 'rate', 'shape', 'trace' (open loops) and 'concurrency' (closed loop)")
+        if (self.duration is None) == (self.trace is None):
+            raise ValueError("expected a 'duration', except with a 'trace', which has its own")
+        if self.think and self.concurrency is None:
+            raise ValueError("'think' goes with 'concurrency': an open loop waits for nobody")
+        if self.rate is not None and self.duration is not None and self.rate * self.duration < 1:
+            raise ValueError("expected at least one request: lengthen 'duration' or raise 'rate'")
+        self.segments()
+        return self
+
+    def segments(self) -> list[Segment]:
+        if self.shape is None:
+            return []
+        return parse_shape(self.shape, self.duration or 0.0)
+
+
+class CapacityStep(_Traffic):
+    """The highest rate at which the service meets its objectives."""
+
+    suite: Literal["capacity"]
+    start: Rate = Field(10.0, validate_default=False, description="the first rate tried")
+    most: Rate = Field(100_000.0, validate_default=False, description="no higher rate is tried")
+    tolerance: float = Field(0.05, gt=0, lt=1, description="how close the search comes, as a share of the rate")
+    repeats: int = Field(3, ge=1, le=20, description="trials that must all meet the objectives at a rate")
+    warmup: Duration = Field(1.0, validate_default=False, description="of each trial")
+
+    @model_validator(mode="after")
+    def _has_a_goal(self) -> CapacityStep:
+        if not self.slo:
+            raise ValueError("expected at least one objective in 'slo'")
+        if self.duration is None:
+            raise ValueError("expected a 'duration', of each trial")
+        if self.start > self.most:
+            raise ValueError("expected 'start' to be at most 'most'")
+        return self
+
+
+Step = Annotated[ConformanceStep | ParityStep | LoadStep | CapacityStep, Field(discriminator="suite")]
 
 
 class Scenario(_Strict):
@@ -300,7 +358,12 @@ def _parse_value(text: str) -> Any:
         raise UsageError(f"--set: {text!r} is not a YAML value") from error
 
 
-_KINDS: dict[str, type[BaseModel]] = {"conformance": ConformanceStep, "parity": ParityStep, "load": LoadStep}
+_KINDS: dict[str, type[BaseModel]] = {
+    "conformance": ConformanceStep,
+    "parity": ParityStep,
+    "load": LoadStep,
+    "capacity": CapacityStep,
+}
 
 
 def _allowed(location: Location) -> list[str]:

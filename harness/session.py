@@ -21,7 +21,7 @@ from harness.records import LoadResult
 from harness.runstore import Run, RunStore, read_run, write_atomic
 from harness.verdict import Verdict, judge
 from reports.junit import junit
-from reports.results import check_json, load_json, results, verdict_json
+from reports.results import capacity_json, check_json, load_json, results, verdict_json
 from reports.terminal import Terminal, print_verdict
 from reports.write import write_reports
 
@@ -122,6 +122,8 @@ def results_of(run: Run, verdict: Verdict) -> dict[str, Any]:
     if kind == "load" and len(run.loads) == 1:
         load: LoadResult = run.loads[0]
         return {**verdict_json(verdict), **load_json(load), "checks": [check_json(check) for check in run.checks]}
+    if kind == "capacity":
+        return {**verdict_json(verdict), **capacity_json(run), "checks": [check_json(check) for check in run.checks]}
     return results(run, verdict)
 
 

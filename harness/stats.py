@@ -66,3 +66,8 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def goodput(latency_s: Samples, failed: npt.NDArray[np.bool_], bound_s: float, duration_s: float) -> float:
+    """Requests a second that succeeded within ``bound_s``."""
+    return float(np.count_nonzero((latency_s <= bound_s) & ~failed) / duration_s)

@@ -3,46 +3,65 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from harness.endpoint import Endpoint
 from harness.load.runner import Progress
 from harness.observer import Observer
 from harness.records import Record
 from harness.runstore import RunStore
-from harness.scenario import ConformanceStep, LoadStep, ParityStep
+from harness.scenario import CapacityStep, ConformanceStep, LoadStep, ParityStep
+from scenarios.suites.capacity import Search, capacity
 from scenarios.suites.conformance import conformance
 from scenarios.suites.load import Plan, load
 from scenarios.suites.parity import parity
 
-AnyStep = ConformanceStep | ParityStep | LoadStep
+AnyStep = ConformanceStep | ParityStep | LoadStep | CapacityStep
 
 
-def load_plan(step: LoadStep, name: str, seed: int) -> Plan:
-    return Plan(
+def load_plan(step: LoadStep | CapacityStep, name: str, seed: int) -> Plan:
+    """A capacity step's plan is one of its trials, without a rate."""
+    plan = Plan(
         name=name,
-        duration_s=step.duration,
-        rate_per_s=step.rate,
-        concurrency=step.concurrency,
+        duration_s=step.duration or 0.0,
         arrivals=step.arrivals,
-        warmup_s=step.warmup,
+        burstiness=step.burstiness,
+        warmup_s=None if step.warmup == "steady" else float(step.warmup),
         protocol=step.protocol,
         timeout_s=step.timeout,
         connections=step.connections,
+        processes=step.processes,
         seed=seed,
         objectives=step.objectives(),
+    )
+    if isinstance(step, CapacityStep):
+        return plan
+    return replace(
+        plan,
+        rate_per_s=step.rate,
+        segments=tuple(step.segments()),
+        shape=step.shape or "",
+        trace=step.trace,
+        concurrency=step.concurrency,
+        think_s=step.think,
     )
 
 
 def records_of(
-    step: AnyStep, name: str, endpoint: Endpoint, seed: int, samples_name: str, observer: Observer
+    step: AnyStep,
+    name: str,
+    endpoint: Endpoint,
+    seed: int,
+    samples_name: Callable[[str], str],
+    observer: Observer,
 ) -> AsyncIterator[Record]:
     if step.suite == "conformance":
         return conformance(endpoint, step.profiles, step=name)
     if step.suite == "parity":
         return parity(endpoint, step.chosen(), step=name)
     plan = load_plan(step, name, seed)
-    total_s = plan.warmup_s + plan.duration_s
+    total_s = plan.longest_warmup_s + (plan.length_s if step.suite == "load" else plan.duration_s)
 
     def show(progress: Progress) -> None:
         observer.status(
@@ -50,14 +69,20 @@ def records_of(
             f" {progress.errors} errors, {progress.in_flight} in flight"
         )
 
-    return load(endpoint, plan, samples_name, show)
+    if step.suite == "load":
+        return load(endpoint, plan, samples_name(name), show)
+    search = Search(plan, step.start, step.most, step.tolerance, step.repeats)
+    return capacity(endpoint, search, samples_name, show, observer.note)
 
 
 async def run_step(step: AnyStep, name: str, endpoint: Endpoint, seed: int, store: RunStore, observer: Observer) -> int:
     """How many records it gave. Whatever the suite raises goes through; what came before is written down."""
     started = time.monotonic()
     count = 0
-    samples_name = store.samples_name(endpoint.service, name)
+
+    def samples_name(stage: str) -> str:
+        return store.samples_name(endpoint.service, stage)
+
     async for record in records_of(step, name, endpoint, seed, samples_name, observer):
         store.add(record)
         observer.record(record)

@@ -6,6 +6,7 @@ import re
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h)")
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%\s*of\s+(\S.*)")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*/\s*(s|m|h)")
 
 
@@ -19,11 +20,13 @@ def parse_duration(text: str) -> float:
 
 
 def parse_rate(text: str | float) -> float:
-    """Requests a second from ``200/s``, ``600/m`` or a plain number of requests a second. Raises ValueError."""
+    """Requests a second from ``200/s``, ``600/m``, ``150% of 200/s`` or a plain number. Raises ValueError."""
     if isinstance(text, bool):
         raise ValueError(f"expected a rate such as 200/s, got {text!r}")
     if isinstance(text, int | float):
         rate = float(text)
+    elif match := _SHARE.fullmatch(text.strip()):
+        rate = float(match[1]) / 100 * parse_rate(match[2])
     elif match := _RATE.fullmatch(text.strip()):
         rate = float(match[1]) / _SECONDS[match[2]]
     else:

@@ -51,9 +51,16 @@ def _evidence(checks: list[CheckResult]) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))  # noqa: S704
 
 
+def _plots() -> Any:
+    """Matplotlib takes its time, and most commands plot nothing."""
+    from reports import plots
+
+    return plots
+
+
 def html(run: Run, verdict: Verdict) -> str:
     stages = []
-    for load in run.loads:
+    for load in tables.stages(run):
         batch = run.samples(load)
         if batch is not None and len(batch):
             stages.append((load, batch))
@@ -64,10 +71,8 @@ def html(run: Run, verdict: Verdict) -> str:
     curves: str | Markup = ""
     over_time: str | Markup = ""
     if stages:
-        from reports import plots  # matplotlib takes its time, and most commands plot nothing
-
-        curves = Markup(plots.percentile_curves(stages))  # noqa: S704 - our own SVG
-        over_time = Markup(plots.timelines(stages))  # noqa: S704
+        curves = Markup(_plots().percentile_curves(stages))  # noqa: S704 - our own SVG
+        over_time = Markup(_plots().timelines(stages))  # noqa: S704
     values: dict[str, Any] = {
         "run": run,
         "info": run.info,
@@ -89,6 +94,11 @@ def html(run: Run, verdict: Verdict) -> str:
         },
         "skipped_parity": [
             check for check in run.checks if check.suite == "parity" and check.outcome is Outcome.SKIPPED
+        ],
+        "loads": tables.stages(run),
+        "capacities": [
+            (row, Markup(_plots().capacity_curve(row.trials, row.knee)))  # noqa: S704
+            for row in tables.capacity_rows(run)
         ],
         "curves": curves,
         "timelines": over_time,

@@ -7,6 +7,7 @@ from harness.verdict import Verdict, describe
 from reports.tables import (
     COLUMN_TITLES,
     COLUMNS,
+    capacity_rows,
     deviation_groups,
     errors_text,
     latency_cell,
@@ -14,6 +15,7 @@ from reports.tables import (
     parity_cells,
     parity_groups,
     service_rows,
+    stages,
     tally_text,
 )
 
@@ -52,7 +54,10 @@ def markdown(run: Run, verdict: Verdict) -> str:
     if rows:
         lines += ["## Services", ""]
         lines += _table(["service", "runtime", "model", "ready after", "conformance", "parity", "load"], rows)
-    if run.loads:
+    for row in capacity_rows(run):
+        seen = f" ({row.check.observed})" if row.check else ""
+        lines += [f"Capacity of {row.service} ({row.runtime}): **{row.found}**{seen}", ""]
+    if stages(run):
         lines += ["## Load", "", "Latency counts from the moment a request was due.", ""]
         head = ["stage", "what", "achieved", *(COLUMN_TITLES.get(name, name) for name in COLUMNS), "errors", "valid"]
         lines += _table(
@@ -66,7 +71,7 @@ def markdown(run: Run, verdict: Verdict) -> str:
                     errors_text(load),
                     "yes" if load.valid else load.invalid_reason,
                 ]
-                for load in run.loads
+                for load in stages(run)
             ],
         )
     if run.parity:

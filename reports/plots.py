@@ -116,3 +116,27 @@ def timelines(stages: list[tuple[LoadResult, SampleBatch]]) -> str:
             if index == len(stages) - 1:
                 axes.set_xlabel("seconds since the start of the stage")
         return _svg(figure, "Latency over time for each load stage")
+
+
+def capacity_curve(trials: list[LoadResult], knee_per_s: float | None) -> str:
+    """Latency by offered rate over the trials of a search; the median of repeats."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        rates = np.array([load.offered_rate_per_s or 0.0 for load in trials])
+        for index, name in enumerate(("p50", "p95", "p99")):
+            values = pd.Series([load.latency_s[name] for load in trials]).groupby(rates).median()
+            axes.plot(values.index, values.to_numpy(), marker="o", markersize=3.5, color=COLOURS[index], label=name)
+        if knee_per_s is not None:
+            axes.axvline(knee_per_s, color="#8a929c", linewidth=1, linestyle="--", label="knee")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        _latency_axis(axes.yaxis)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}/s"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("offered rate")
+        axes.grid(True)
+        figure.legend(frameon=False, loc="outside upper left", fontsize=9, ncols=4)
+        return _svg(figure, "Latency by offered rate")

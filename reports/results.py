@@ -17,6 +17,18 @@ def load_json(load: LoadResult) -> dict[str, Any]:
     return to_json(load)
 
 
+def capacity_json(run: Run) -> dict[str, Any]:
+    """``capacity_per_s`` is None where no rate met the objectives, ``failed_at_per_s`` where none above it failed."""
+    found = next((item for item in run.measurements if item.name == "capacity"), None)
+    knee = next((item for item in run.measurements if item.name == "capacity.knee"), None)
+    return {
+        "capacity_per_s": found.value if found else None,
+        "failed_at_per_s": found.ci_high if found else None,
+        "knee_per_s": knee.value if knee else None,
+        "trials": [load_json(load) for load in run.loads],
+    }
+
+
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
     return {
         "verdict": verdict.word,

@@ -166,10 +166,49 @@ def deviation_groups(run: Run) -> list[DeviationGroup]:
     ]
 
 
+@dataclass(frozen=True)
+class CapacityRow:
+    """A capacity search, and its trials in the order of their rates."""
+
+    step: str
+    service: str
+    runtime: str
+    found: str
+    check: CheckResult | None
+    knee: float | None
+    trials: list[LoadResult]
+
+
+def capacity_steps(run: Run) -> list[str]:
+    return [step["name"] for step in run.info.get("steps", []) if step.get("suite") == "capacity"]
+
+
+def stages(run: Run) -> list[LoadResult]:
+    """Load stages that stand for themselves: the trials of a search are not among them."""
+    searches = capacity_steps(run)
+    return [load for load in run.loads if load.step.rpartition("-")[0] not in searches]
+
+
+def capacity_rows(run: Run) -> list[CapacityRow]:
+    rows = []
+    for name in capacity_steps(run):
+        trials = [load for load in run.loads if load.step.rpartition("-")[0] == name]
+        check = next((item for item in run.checks if item.step == name), None)
+        measured = {item.name: item.value for item in run.measurements if item.step == name}
+        if not trials:
+            continue
+        found = f"{measured['capacity']:.4g}/s" if "capacity" in measured else "none found"
+        ordered = sorted(trials, key=lambda load: load.offered_rate_per_s or 0)
+        first = trials[0]
+        rows.append(
+            CapacityRow(name, first.service, first.runtime, found, check, measured.get("capacity.knee"), ordered)
+        )
+    return rows
+
+
 def load_title(load: LoadResult) -> str:
-    if load.offered_rate_per_s is not None:
-        return f"{load.offered_rate_per_s:g}/s {load.arrivals}, {load.protocol}"
-    return f"{load.concurrency} clients (closed loop), {load.protocol}"
+    generators = f", {load.generators} generators" if load.generators > 1 else ""
+    return f"{load.offered}, {load.protocol}{generators}"
 
 
 def latency_cell(load: LoadResult, name: str) -> tuple[str, str]:

@@ -30,6 +30,7 @@ class Terminal:
         self._skips: Counter[str] = Counter()
         self._failures: list[CheckResult] = []
         self._lines: list[str] = []
+        self._loads: list[LoadResult] = []
         self._started = time.monotonic()
 
     def __enter__(self) -> Terminal:
@@ -67,18 +68,14 @@ class Terminal:
                 self._skips[record.reason] += 1
             if record.fails_run:
                 self._failures.append(record)
-            if record.suite == "load" and not record.fails_run:
+            if record.suite == "capacity" and not record.fails_run:
+                self._lines.append(f"capacity {record.observed}")
+            elif record.suite == "load" and not record.fails_run:
                 self._lines.append(_load_line(record))
             elif self._status:
                 self._status.update(f"{escape(record.id)} ({sum(self._states.values())} checks)")
         elif isinstance(record, LoadResult):
-            names = ("p50", "p90", "p99", "p99_9", "max")
-            values = ", ".join(f"{COLUMN_TITLES.get(n, n)} {format_duration(record.latency_s[n])}" for n in names)
-            self._lines.append(
-                f"{load_title(record)}: {record.requests} requests, {record.achieved_rate_per_s:.1f}/s achieved,"
-                f" errors: {errors_text(record)}"
-            )
-            self._lines.append(f"latency {values}")
+            self._loads.append(record)
         elif isinstance(record, ParityResult) and not record.within:
             self._lines.append(f"{record.comparison}, {record.output}: off by {record.max_abs_error:g}")
 
@@ -89,7 +86,9 @@ class Terminal:
         if not self.quiet:
             mark = "[red]✕[/]" if self._failures else "[green]✓[/]"
             self._line(f"[dim]{self._clock()}[/] {mark} {escape(name)}: {counts} [dim]({seconds:.1f} s)[/]")
-            for line in self._lines:
+            # A stage of another name is a trial of a search, which has noted each already.
+            stages = [line for load in self._loads if load.step == name for line in _stage_lines(load)]
+            for line in [*stages, *self._lines]:
                 self._line(f"           [dim]{escape(line)}[/]")
             if self._states["skipped"] > 10:
                 reasons = "; ".join(f"{count} because {reason}" for reason, count in self._skips.most_common(2))
@@ -100,13 +99,23 @@ class Terminal:
                 self._line(f"           and {len(self._failures) - SHOWN} more")
         self._states.clear()
         self._skips.clear()
-        self._failures, self._lines = [], []
+        self._failures, self._lines, self._loads = [], [], []
 
     def _clock(self) -> str:
         return f"{time.monotonic() - self._started:6.1f}s"
 
     def _line(self, markup: str) -> None:
         self.console.print(markup, highlight=False, soft_wrap=True)
+
+
+def _stage_lines(load: LoadResult) -> list[str]:
+    names = ("p50", "p90", "p99", "p99_9", "max")
+    values = ", ".join(f"{COLUMN_TITLES.get(name, name)} {format_duration(load.latency_s[name])}" for name in names)
+    rate = f"{load.achieved_rate_per_s:.1f}/s achieved"
+    return [
+        f"{load_title(load)}: {load.requests} requests, {rate}, errors: {errors_text(load)}",
+        f"latency {values}",
+    ]
 
 
 def _load_line(check: CheckResult) -> str:

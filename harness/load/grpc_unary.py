@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 
 from harness.load.recorder import Recorder
 from harness.load.recording import CONNECT, GRPC_STATUS, TIMEOUT
+from harness.load.template import Template
 
 MAX_MESSAGE_BYTES = 256 << 20
 
@@ -18,10 +20,16 @@ class Channel:
     """``status`` in the record is the gRPC status code's number."""
 
     def __init__(
-        self, recorder: Recorder, address: str, authority: str, method: str, requests: list[bytes], timeout_s: float
+        self,
+        recorder: Recorder,
+        address: str,
+        authority: str,
+        method: str,
+        templates: Sequence[Template],
+        timeout_s: float,
     ) -> None:
         self.recorder = recorder
-        self.requests = requests
+        self._templates = [templates[index] for index in recorder.job.cycle]
         self._timeout_ns = int(timeout_s * 1e9)
         options: list[tuple[str, Any]] = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -41,11 +49,13 @@ class Channel:
 
     async def _ask(self, row: int) -> None:
         columns = self.recorder.columns
+        number = self.recorder.number(row)
+        message = self._templates[number % len(self._templates)].fill(number)
         sent = time.monotonic_ns()
         columns.sent_ns[row] = sent
         left_s = max(0.001, (int(columns.due_ns[row]) + self._timeout_ns - sent) / 1e9)
         try:
-            answer = await self._call(self.requests[row % len(self.requests)], timeout=left_s)
+            answer = await self._call(message, timeout=left_s)
         except grpc.aio.AioRpcError as error:
             code = error.code()
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:

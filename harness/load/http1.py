@@ -9,15 +9,20 @@ import asyncio
 import ssl
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, cast
 
 import httptools
 
 from harness.load.recorder import Recorder
 from harness.load.recording import CONNECT, PROTOCOL, RESET, TIMEOUT, TRUNCATED, error_of_status
+from harness.load.template import Template
 
 IDLE_NS = 3_000_000_000
 """An idle connection is not used again after this long: servers close theirs after 5 s and more."""
+
+LARGE_BYTES = 32 << 10
+"""Parts of larger requests are handed to the socket one by one instead of being copied together."""
 
 
 def encode(target: str, authority: str, headers: dict[str, str], body: bytes) -> bytes:
@@ -48,9 +53,13 @@ class Connection(asyncio.Protocol):
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
         self.pool.owners[row] = self
-        requests = self.pool.requests
+        number = self.pool.recorder.number(row)
+        template = self.pool.choose(number)
         columns.sent_ns[row] = time.monotonic_ns()
-        self.transport.write(requests[row % len(requests)])
+        if len(template.before) < LARGE_BYTES:
+            self.transport.write(template.fill(number))
+        else:
+            self.transport.writelines(template.parts(number))
 
     def data_received(self, data: bytes) -> None:
         if self.row < 0:
@@ -113,11 +122,11 @@ class Pool:
     """At most ``limit`` connections to one address."""
 
     def __init__(
-        self, recorder: Recorder, host: str, port: int, requests: list[bytes], limit: int, tls: str | None
+        self, recorder: Recorder, host: str, port: int, templates: Sequence[Template], limit: int, tls: str | None
     ) -> None:
         """``tls`` is the server name to verify; None speaks plain HTTP."""
         self.recorder = recorder
-        self.requests = requests
+        self._templates = [templates[index] for index in recorder.job.cycle]
         self.owners: dict[int, Connection] = {}
         self.idle: list[Connection] = []
         self.waiting: deque[int] = deque()
@@ -128,6 +137,9 @@ class Pool:
         self._open: set[Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._closing = False
+
+    def choose(self, number: int) -> Template:
+        return self._templates[number % len(self._templates)]
 
     def submit(self, row: int) -> None:
         connection = self._take()

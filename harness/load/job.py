@@ -1,30 +1,38 @@
-"""What a worker is asked to do: one stage of load, as plain values in ``job.json``."""
+"""What a worker is asked to do, as plain values in ``job.json``; for an open loop, ``due.npy`` lies beside it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 Protocol = Literal["rest", "binary", "grpc"]
+ID_WIDTH = 12
+ID_PLACEHOLDER = "~" * ID_WIDTH
+"""Stands in a body where each request's own number goes; as wide as every number is written."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """``target`` is an HTTP path or a gRPC method; ``headers`` are HTTP only; ``body`` is a file beside the job."""
+    """``target`` is an HTTP path or a gRPC method; ``headers`` are HTTP only; ``body`` is a file beside the job.
+
+    ``weight`` is how often it is sent compared with the others.
+    """
 
     target: str
     headers: dict[str, str]
     body: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """``rate_per_s`` makes an open loop, ``concurrency`` a closed one; exactly one of them is set.
+    """``concurrency`` makes a closed loop of ``duration_s``; None is an open loop over the due times.
 
-    ``check_every``: one answer in so many is kept for inspection. ``duration_s`` counts after ``warmup_s``.
+    ``check_every``: one answer in so many is kept for inspection. ``cycle`` says which request a row sends: row r sends
+    ``cycle[r % len(cycle)]``. A row's number is ``first_row + stride * k`` for the k-th of this worker.
     """
 
     protocol: Protocol
@@ -32,28 +40,22 @@ class Job:
     port: int
     authority: str
     requests: tuple[Request, ...]
-    duration_s: float
-    rate_per_s: float | None = None
+    cycle: tuple[int, ...] = (0,)
+    duration_s: float = 0.0
     concurrency: int | None = None
-    arrivals: str = "poisson"
-    warmup_s: float = 0.0
+    think_s: float = 0.0
     timeout_s: float = 10.0
     connections: int = 256
     tls: bool = False
-    seed: int = 1
     check_every: int = 100
-    headers: dict[str, str] = field(default_factory=dict)
+    first_row: int = 0
+    stride: int = 1
 
     def __post_init__(self) -> None:
-        if (self.rate_per_s is None) == (self.concurrency is None):
-            raise ValueError("expected either a rate (open loop) or a concurrency (closed loop)")
-        if self.duration_s <= 0 or self.warmup_s < 0 or self.timeout_s <= 0:
-            raise ValueError("expected a duration and a timeout above 0 s, and no negative warm-up")
-        if self.rate_per_s is not None and self.rate_per_s * self.duration_s < 1:
-            raise ValueError(
-                f"no request is due within {self.duration_s:g} s at {self.rate_per_s:g}/s;"
-                " lengthen the stage or raise the rate"
-            )
+        if self.timeout_s <= 0 or self.think_s < 0:
+            raise ValueError("expected a timeout above 0 s, and no negative think time")
+        if self.concurrency is not None and (self.concurrency < 1 or self.duration_s <= 0):
+            raise ValueError("expected at least one client for more than 0 s")
         if not self.requests:
             raise ValueError("expected at least one request")
 
@@ -63,4 +65,5 @@ class Job:
     @staticmethod
     def read(directory: Path) -> Job:
         data = json.loads((directory / "job.json").read_text())
-        return Job(**{**data, "requests": tuple(Request(**item) for item in data["requests"])})
+        requests = tuple(Request(**item) for item in data["requests"])
+        return Job(**{**data, "requests": requests, "cycle": tuple(data["cycle"])})

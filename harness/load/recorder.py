@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from harness.load.job import Job
 from harness.load.recording import NOT_SENT, TIMEOUT, Columns
 
 KEPT_BYTES = 64 << 20
@@ -16,17 +17,21 @@ KEPT_BYTES = 64 << 20
 class Recorder:
     """``after`` is told of each row that is done; a closed loop starts its next request from it."""
 
-    def __init__(self, columns: Columns, check_every: int) -> None:
+    def __init__(self, columns: Columns, job: Job) -> None:
         self.columns = columns
-        self.check_every = check_every
+        self.job = job
         self.answers: dict[int, bytes] = {}
         self.done = 0
         self.errors = 0
         self.after: Callable[[int], None] = lambda row: None
         self._kept = 0
 
+    def number(self, row: int) -> int:
+        """The row's number among those of all workers."""
+        return self.job.first_row + self.job.stride * row
+
     def keeps(self, row: int) -> bool:
-        return row % self.check_every == 0 and self._kept < KEPT_BYTES
+        return self.number(row) % self.job.check_every == 0 and self._kept < KEPT_BYTES
 
     def finish(self, row: int, error: int, status: int, size: int, answer: bytes | None = None) -> None:
         """The first end of a row counts: an answer after its timeout changes nothing."""
@@ -41,12 +46,12 @@ class Recorder:
         if error:
             self.errors += 1
         elif answer is not None:
-            self.answers[row] = answer
+            self.answers[self.number(row)] = answer
             self._kept += len(answer)
         self.after(row)
 
     def grow(self) -> None:
-        """Doubles the room, for closed loops, whose number of requests nobody knows before."""
+        """Doubles the room, for closed loops: nobody knows the number of their requests before."""
         columns = self.columns
         for name, values in vars(columns).items():
             setattr(columns, name, np.concatenate([values, np.zeros_like(values)]))

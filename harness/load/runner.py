@@ -1,14 +1,17 @@
-"""The parent's side: starts a worker, follows it, and reads what it measured."""
+"""The parent's side: starts workers, lets them begin at one moment, follows them, and merges what they measured."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,14 @@ import numpy.typing as npt
 
 from harness.load.job import Job
 
+READY_S = 30.0
 STOP_S = 5.0
+LEAD_NS = 50_000_000
+Times = npt.NDArray[np.int64]
 
 
 class WorkerError(Exception):
-    """The worker ended without a result; the message holds its last words."""
+    """A worker ended without a result; the message holds its last words."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +40,137 @@ class Progress:
 
 @dataclass(frozen=True)
 class StageResult:
-    """``columns`` as the worker wrote them, warm-up included; ``answers`` the kept bodies by row."""
+    """``columns`` of all workers in the order of the due times, warm-up included, times counted from the start; ``row``
+    is each request's number, and ``answers`` the kept bodies by that number."""
 
     columns: dict[str, npt.NDArray[Any]]
     answers: dict[int, bytes]
     cpu: float
-    """Processor time of the generator as a share of one core."""
+    """Processor time of the busiest generator as a share of one core."""
     stopped: bool
+    stall_s: float = 0.0
+    """How long a generator's event loop stood still at most."""
 
 
-async def run_stage(job: Job, bodies: Sequence[bytes], progress: Callable[[Progress], None]) -> StageResult:
-    """Runs one stage in a process of its own. Cancelling ends that process. Raises WorkerError."""
-    with tempfile.TemporaryDirectory(prefix="servecert-load-") as name:
+async def run_stage(
+    job: Job, bodies: Sequence[bytes], due_ns: Times | None, progress: Callable[[Progress], None], processes: int = 1
+) -> StageResult:
+    """One stage by ``processes`` generators; ``due_ns``, from the start, makes it an open loop, in turns.
+
+    Cancelling ends them. Raises WorkerError.
+    """
+    if (due_ns is None) == (job.concurrency is None):
+        raise ValueError("expected either due times (open loop) or a concurrency (closed loop)")
+    if due_ns is not None and due_ns.size == 0:
+        raise ValueError("expected at least one due time")
+    last_s = job.duration_s if due_ns is None else float(due_ns[-1]) / 1e9
+    limit_s = last_s + job.timeout_s + 30
+    seen: dict[int, Progress] = {}
+
+    def tell(place: int, one: Progress) -> None:
+        seen[place] = one
+        parts = list(seen.values())
+        progress(
+            Progress(
+                max(part.elapsed_s for part in parts),
+                sum(part.done for part in parts),
+                sum(part.errors for part in parts),
+                sum(part.in_flight for part in parts),
+            )
+        )
+
+    async with contextlib.AsyncExitStack() as stack:
+        workers = []
+        for place in range(processes):
+            mine = dataclasses.replace(job, first_row=place, stride=processes)
+            if job.concurrency is not None:
+                share = job.concurrency // processes + (place < job.concurrency % processes)
+                if share == 0:
+                    continue
+                mine = dataclasses.replace(mine, concurrency=share)
+            part = None if due_ns is None else due_ns[place::processes]
+            workers.append(await stack.enter_async_context(_worker(mine, bodies, part)))
+        try:
+            async with asyncio.timeout(READY_S):
+                await asyncio.gather(*(worker.ready() for worker in workers))
+            start_ns = time.monotonic_ns() + LEAD_NS
+            async with asyncio.timeout(limit_s):
+                following = [worker.follow(start_ns, partial(tell, place)) for place, worker in enumerate(workers)]
+                await asyncio.gather(*following)
+        except TimeoutError as error:
+            raise WorkerError(f"a load worker did not end within {limit_s:g} s") from error
+        results = [worker.result() for worker in workers]
+    return merge(results)
+
+
+def merge(results: Sequence[StageResult]) -> StageResult:
+    """Exact: every row of every worker, in the order of the due times."""
+    columns = {name: np.concatenate([result.columns[name] for result in results]) for name in results[0].columns}
+    order = np.lexsort((columns["row"], columns["due_ns"]))
+    return StageResult(
+        {name: values[order] for name, values in columns.items()},
+        {row: answer for result in results for row, answer in result.answers.items()},
+        max(result.cpu for result in results),
+        any(result.stopped for result in results),
+        max(result.stall_s for result in results),
+    )
+
+
+class _Worker:
+    def __init__(self, process: asyncio.subprocess.Process, directory: Path) -> None:
+        self.process = process
+        self.directory = directory
+        assert process.stderr is not None
+        self._errors = asyncio.create_task(process.stderr.read())
+
+    async def ready(self) -> None:
+        assert self.process.stdout is not None
+        if not await self.process.stdout.readline():
+            await self._failed()
+
+    async def follow(self, start_ns: int, progress: Callable[[Progress], None]) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(b"%d\n" % start_ns)
+        async for line in self.process.stdout:
+            progress(Progress(**json.loads(line)))
+        await self.process.wait()
+        if self.process.returncode != 0 or not (self.directory / "summary.json").exists():
+            await self._failed()
+
+    async def _failed(self) -> None:
+        await self.process.wait()
+        words = (await self._errors).decode(errors="replace")
+        raise WorkerError(f"the load worker ended with exit code {self.process.returncode}: {words[-2000:]}")
+
+    def result(self) -> StageResult:
+        with np.load(self.directory / "samples.npz") as file:
+            columns = {name: file[name] for name in file.files}
+        summary = json.loads((self.directory / "summary.json").read_text())
+        answers = {int(path.name): path.read_bytes() for path in (self.directory / "answers").iterdir()}
+        return StageResult(columns, answers, summary["cpu"], summary["stopped"], summary["stall_s"])
+
+    async def end(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()  # the worker takes this as the order to end
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+        finally:
+            self._errors.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _worker(job: Job, bodies: Sequence[bytes], due_ns: Times | None) -> AsyncIterator[_Worker]:
+    with tempfile.TemporaryDirectory(prefix="servecert-load-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         for request, body in zip(job.requests, bodies, strict=True):
             (directory / request.body).write_bytes(body)
+        if due_ns is not None:
+            np.save(directory / "due.npy", due_ns)
         job.write(directory)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -60,37 +182,8 @@ async def run_stage(job: Job, bodies: Sequence[bytes], progress: Callable[[Progr
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        limit_s = job.warmup_s + job.duration_s + job.timeout_s + 30
-        errors = asyncio.create_task(process.stderr.read())
+        worker = _Worker(process, directory)
         try:
-            async with asyncio.timeout(limit_s):
-                async for line in process.stdout:
-                    progress(Progress(**json.loads(line)))
-                await process.wait()
-        except TimeoutError as error:
-            raise WorkerError(f"the load worker did not end within {limit_s:g} s") from error
+            yield worker
         finally:
-            process.stdin.close()  # the worker takes this as the order to end
-            try:
-                async with asyncio.timeout(STOP_S):
-                    await process.wait()
-            except TimeoutError:
-                process.kill()
-                await process.wait()
-            finally:
-                with contextlib.suppress(asyncio.CancelledError):
-                    words = (await errors).decode(errors="replace")
-        if process.returncode != 0 or not (directory / "summary.json").exists():
-            raise WorkerError(f"the load worker ended with exit code {process.returncode}: {words[-2000:]}")
-        return _read(directory)
-
-
-def _read(directory: Path) -> StageResult:
-    with np.load(directory / "samples.npz") as file:
-        columns = {name: file[name] for name in file.files}
-    summary = json.loads((directory / "summary.json").read_text())
-    answers = {int(path.name): path.read_bytes() for path in (directory / "answers").iterdir()}
-    return StageResult(columns, answers, summary["cpu"], summary["stopped"])
+            await worker.end()

@@ -1,6 +1,7 @@
 """The generator's process: ``python -m harness.load.worker DIRECTORY``.
 
-Reads ``job.json`` and the bodies beside it, prints a line of JSON twice a second, and writes ``samples.npz`` and
+Reads ``job.json`` and what lies beside it, says that it is ready, starts at the moment that it is told, prints a line
+of JSON twice a second, and writes ``samples.npz`` and
 ``answers/`` when the stage is over. SIGTERM ends it early, with what there is. When its standard input closes, nobody
 waits for the result any more: it ends without one and removes the directory.
 """
@@ -22,17 +23,17 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import uvloop
 
-from harness.load.arrivals import due_times
 from harness.load.grpc_unary import Channel
 from harness.load.http1 import Pool, encode
 from harness.load.job import Job
 from harness.load.recorder import Recorder, abandon
 from harness.load.recording import Columns
+from harness.load.template import Template
 from harness.load.timer import Timer
 
-LEAD_NS = 50_000_000
 SWEEP_S = 0.02
 REPORT_S = 0.5
 
@@ -46,65 +47,66 @@ class Sender(Protocol):
 
 
 class Stage:
-    def __init__(self, job: Job, bodies: list[bytes]) -> None:
+    def __init__(self, job: Job, bodies: list[bytes], due_ns: npt.NDArray[np.int64] | None) -> None:
         self.job = job
         self.loop = asyncio.get_running_loop()
-        if job.rate_per_s is not None:
-            warmup = due_times(job.arrivals, job.rate_per_s, job.warmup_s, job.seed + 1)
-            measured = due_times(job.arrivals, job.rate_per_s, job.duration_s, job.seed)
-            due = np.concatenate([warmup, measured + int(job.warmup_s * 1e9)])
-        else:
-            due = np.zeros(4096, np.int64)
-        self.recorder = Recorder(Columns(due), job.check_every)
+        self.open_loop = due_ns is not None
+        self.recorder = Recorder(Columns(np.zeros(4096, np.int64) if due_ns is None else due_ns), job)
+        self.planned = 0 if due_ns is None else due_ns.size
         self.sender = self._sender(bodies)
         self.timer = Timer(self.loop, self._release)
         self.over = asyncio.Event()
         self.stopped = False
         self.abandoned = False
+        self.stall_s = 0.0
+        """How late the loop itself was at most: a callback that took long, or a processor that was not there."""
         self.count = 0
         """Rows dispatched so far."""
+        self.thinking = 0
+        """Clients of a closed loop between two requests."""
         self.deadlines: deque[int] = deque()
         self.timeout_ns = int(job.timeout_s * 1e9)
 
     def _sender(self, bodies: list[bytes]) -> Sender:
         job = self.job
         if job.protocol == "grpc":
+            templates = [Template.of(body) for body in bodies]
             method = job.requests[0].target
-            return Channel(self.recorder, f"{job.host}:{job.port}", job.authority, method, bodies, job.timeout_s)
-        requests = [
-            encode(request.target, job.authority, {**request.headers, **job.headers}, body)
+            return Channel(self.recorder, f"{job.host}:{job.port}", job.authority, method, templates, job.timeout_s)
+        templates = [
+            Template.of(encode(request.target, job.authority, request.headers, body))
             for request, body in zip(job.requests, bodies, strict=True)
         ]
         tls = job.authority.rpartition(":")[0] or job.authority if job.tls else None
         limit = job.concurrency or job.connections
-        return Pool(self.recorder, job.host, job.port, requests, limit, tls)
+        return Pool(self.recorder, job.host, job.port, templates, limit, tls)
 
-    async def run(self) -> tuple[int, float]:
-        """The start (``time.monotonic_ns``) and the processor time used, as a share of one core."""
-        job = self.job
+    async def run(self, start_ns: int) -> float:
+        """From ``start_ns`` (``time.monotonic_ns``) on; the processor time used, as a share of one core."""
         before = resource.getrusage(resource.RUSAGE_SELF)
-        self.start_ns = time.monotonic_ns() + LEAD_NS
-        self.end_ns = self.start_ns + int((job.warmup_s + job.duration_s) * 1e9)
+        self.start_ns = start_ns
+        self.end_ns = start_ns + int(self.job.duration_s * 1e9)
         columns = self.recorder.columns
         sweeping = self.loop.create_task(self._sweep())
-        if job.rate_per_s is not None:
-            columns.due_ns += self.start_ns
-            self.planned = columns.due_ns.size
+        if self.open_loop:
+            columns.due_ns += start_ns
             self.recorder.after = lambda row: self._finished()
-            self.timer.set(int(columns.due_ns[0]))
+            self.timer.set(int(columns.due_ns[0]) if self.planned else start_ns)
+            if not self.planned:
+                self.over.set()
         else:
-            self.recorder.after = lambda row: self._start_user()
-            self.timer.set(self.start_ns)
+            self.recorder.after = lambda row: self._next_turn()
+            self.timer.set(start_ns)
         await self.over.wait()
-        elapsed_s = (time.monotonic_ns() - self.start_ns) / 1e9
+        elapsed_s = (time.monotonic_ns() - start_ns) / 1e9
         sweeping.cancel()
         self.recorder.after = lambda row: None
-        abandon(self.recorder, self.count if job.rate_per_s is None or self.stopped else self.planned)
+        abandon(self.recorder, self.count)
         await self.sender.close()
         self.timer.close()
         after = resource.getrusage(resource.RUSAGE_SELF)
         used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return self.start_ns, used_s / max(elapsed_s, 1e-9)
+        return used_s / max(elapsed_s, 1e-9)
 
     def stop(self) -> None:
         self.stopped = True
@@ -118,8 +120,9 @@ class Stage:
     # Open loop
 
     def _release(self) -> None:
-        if self.job.rate_per_s is None:
-            self._start_users()
+        if not self.open_loop:
+            for _ in range(self.job.concurrency or 0):
+                self._start_turn()
             return
         columns = self.recorder.columns
         while self.count < self.planned and not self.stopped:
@@ -139,14 +142,22 @@ class Stage:
 
     # Closed loop
 
-    def _start_users(self) -> None:
-        for _ in range(self.job.concurrency or 0):
-            self._start_user()
+    def _next_turn(self) -> None:
+        """A client has its answer: it thinks, and asks again."""
+        if self.job.think_s and time.monotonic_ns() < self.end_ns:
+            self.thinking += 1
+            self.loop.call_later(self.job.think_s, self._thought)
+        else:
+            self._start_turn()
 
-    def _start_user(self) -> None:
+    def _thought(self) -> None:
+        self.thinking -= 1
+        self._start_turn()
+
+    def _start_turn(self) -> None:
         now = time.monotonic_ns()
         if self.stopped or now >= self.end_ns:
-            if self.recorder.done >= self.count:
+            if self.recorder.done >= self.count and not self.thinking:
                 self.over.set()
             return
         if self.count == self.recorder.columns.due_ns.size:
@@ -162,9 +173,12 @@ class Stage:
         """Rows are dispatched in the order of their due times, so the oldest deadline is always first."""
         columns = self.recorder.columns
         reported = 0.0
+        last = time.monotonic_ns()
         while True:
             await asyncio.sleep(SWEEP_S)
             now = time.monotonic_ns()
+            self.stall_s = max(self.stall_s, (now - last) / 1e9 - SWEEP_S)
+            last = now
             while self.deadlines and (
                 columns.done_ns[self.deadlines[0]] or columns.due_ns[self.deadlines[0]] + self.timeout_ns < now
             ):
@@ -186,17 +200,42 @@ class Stage:
         print(json.dumps(line), flush=True)
 
 
+class Orders:
+    """What the parent says on standard input: a line with the moment to start; its end, when nobody waits any more."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.start = asyncio.get_running_loop().create_future()
+        self._text = b""
+
+    def read(self) -> None:
+        data = os.read(sys.stdin.fileno(), 4096)
+        self._text += data
+        if not self.start.done() and b"\n" in self._text:
+            self.start.set_result(int(self._text.partition(b"\n")[0]))
+        if not data:
+            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+            self.stage.abandon()
+            if not self.start.done():
+                self.start.set_result(time.monotonic_ns())
+
+
 async def serve(directory: Path) -> None:
     job = Job.read(directory)
-    stage = Stage(job, [(directory / request.body).read_bytes() for request in job.requests])
+    due = directory / "due.npy"
+    bodies = [(directory / request.body).read_bytes() for request in job.requests]
+    stage = Stage(job, bodies, np.load(due) if due.exists() else None)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stage.stop)
-    loop.add_reader(sys.stdin.fileno(), stage.abandon)
+    orders = Orders(stage)
+    loop.add_reader(sys.stdin.fileno(), orders.read)
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-    start_ns, cpu = await stage.run()
+    print(json.dumps({"ready": True}), flush=True)
+    start_ns = await orders.start
+    cpu = await stage.run(start_ns)
     loop.remove_reader(sys.stdin.fileno())
     if stage.abandoned:
         shutil.rmtree(directory, ignore_errors=True)
@@ -206,8 +245,9 @@ async def serve(directory: Path) -> None:
     for row, answer in stage.recorder.answers.items():
         (answers / str(row)).write_bytes(answer)
     columns = stage.recorder.columns.relative(start_ns, stage.count)
+    columns["row"] = np.arange(stage.count, dtype=np.int64) * job.stride + job.first_row
     np.savez(directory / "samples.npz", **columns)  # type: ignore[arg-type]
-    summary = {"cpu": cpu, "stopped": stage.stopped}
+    summary = {"cpu": cpu, "stopped": stage.stopped, "stall_s": stage.stall_s}
     (directory / "summary.json").write_text(json.dumps(summary))
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from cluster.local.provider import LocalCluster
 from harness.golden import read_golden
+from harness.load.arrivals import due_times, steady
 from harness.load.job import Job, Protocol, Request
 from harness.load.runner import StageResult, run_stage
 from harness.protocol.grpc_client import infer_request
@@ -227,9 +228,7 @@ def test_process_that_ignores_sigterm_is_killed_after_its_grace_period(
     assert not process.is_running()
 
 
-def _job(
-    cluster: LocalCluster, protocol: Protocol, host: str, identity: BuiltModel, seconds: float, rate: float
-) -> tuple[Job, list[bytes]]:
+def _job(cluster: LocalCluster, protocol: Protocol, host: str, identity: BuiltModel) -> tuple[Job, list[bytes]]:
     model = host.partition(".")[0]
     inputs = read_golden(identity.golden)[0].inputs
     if protocol == "grpc":
@@ -239,7 +238,7 @@ def _job(
         body = json_body(json_request(inputs))
         request = Request(f"/v2/models/{model}/infer", {"Content-Type": "application/json"}, "body")
     address, _, port = cluster.ingress.rpartition(":")
-    job = Job(protocol, address, int(port), host, (request,), duration_s=seconds, rate_per_s=rate, timeout_s=20)
+    job = Job(protocol, address, int(port), host, (request,), timeout_s=20)
     return job, [body]
 
 
@@ -255,10 +254,11 @@ def test_changed_spec_rolls_over_without_losing_a_request(
 ) -> None:
     deploy("rolling")
     first = pods_of(core, namespace, "rolling")[0].metadata.name
-    job, bodies = _job(cluster, protocol, f"rolling.{namespace}.example.com", identity, seconds=6, rate=60)
+    job, bodies = _job(cluster, protocol, f"rolling.{namespace}.example.com", identity)
+    due = due_times("poisson", steady(60, 6), seed=1)
 
     async def under_load() -> StageResult:
-        running = asyncio.create_task(run_stage(job, bodies, lambda progress: None))
+        running = asyncio.create_task(run_stage(job, bodies, due, lambda progress: None))
         await asyncio.sleep(1.5)  # some of the load meets the old revision
         change = {"spec": {"predictor": {"model": {"env": [{"name": "COLOUR", "value": "blue"}]}}}}
         await asyncio.to_thread(

@@ -20,14 +20,14 @@ from tests.helpers import scripted_server
 REQUEST = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
 
 
-def server(answer: Callable[[int], bytes]) -> Callable[[socket.socket, bytes], None]:
+def server(answer: Callable[[int, str], bytes]) -> Callable[[socket.socket, bytes], None]:
     counter = itertools.count()
 
     def serve(connection: socket.socket, data: bytes) -> None:
         while data:
             while b"}]}" not in data:
                 data += connection.recv(65536)
-            body = answer(next(counter))
+            body = answer(next(counter), json.loads(data.rpartition(b"\r\n\r\n")[2])["id"])
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
             data = connection.recv(65536)
 
@@ -50,7 +50,7 @@ def infer_answer(value: float, **fields: Any) -> bytes:
 
 
 async def test_model_that_does_not_repeat_itself_is_judged_by_ids(tmp_path: Path) -> None:
-    with scripted_server(server(lambda number: infer_answer(float(number)))) as port:
+    with scripted_server(server(lambda number, asked: infer_answer(float(number)))) as port:
         result, answers = await judge(port, tmp_path)
     assert answers.outcome is Outcome.PASSED
     assert "does not repeat itself" in answers.observed
@@ -58,8 +58,8 @@ async def test_model_that_does_not_repeat_itself_is_judged_by_ids(tmp_path: Path
 
 
 async def test_answer_with_another_requests_id_is_wrong(tmp_path: Path) -> None:
-    def answer(number: int) -> bytes:
-        return infer_answer(1.0, id="servecert-0" if number < 40 else "somebody-elses")
+    def answer(number: int, asked: str) -> bytes:
+        return infer_answer(1.0, id=asked if number < 40 else "somebody-elses")
 
     with scripted_server(server(answer)) as port:
         result, answers = await judge(port, tmp_path)
@@ -71,7 +71,7 @@ async def test_answer_with_another_requests_id_is_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("body", [b'{"ok": true}', b"<html></html>", b'{"outputs": 7}'])
 async def test_server_that_does_not_speak_the_protocol_is_measured_and_fails(body: bytes, tmp_path: Path) -> None:
-    with scripted_server(server(lambda number: body)) as port:
+    with scripted_server(server(lambda number, asked: body)) as port:
         result, answers = await judge(port, tmp_path)
     assert result.requests == 60
     assert answers.outcome is Outcome.FAILED

@@ -7,7 +7,8 @@ import pytest
 
 from harness.load.runner import StageResult
 from harness.slo import parse_slo
-from scenarios.suites.load import Plan, invalid_reason
+from scenarios.suites.load import Plan
+from scenarios.suites.load.results import invalid_reason, steady_from_ns
 
 
 def stage(cpu: float = 0.2, stopped: bool = False) -> StageResult:
@@ -50,3 +51,13 @@ def test_only_upper_bounds_on_latency_survive_an_invalid_stage() -> None:
     assert not parse_slo("p99 > 1ms").bounds_latency_above
     assert not parse_slo("errors < 1%").bounds_latency_above
     assert not parse_slo("rate >= 5/s").bounds_latency_above
+
+
+def test_steady_is_three_seconds_alike() -> None:
+    due = np.arange(0, 20 * 10**9, 10**7)
+    seconds = due // 10**9
+    settling = np.where(seconds < 4, 0.1 / (seconds + 1), 0.02)
+    assert steady_from_ns(due, settling, 20) == 7 * 10**9
+    wandering = 0.01 * (1 + seconds % 3)
+    assert steady_from_ns(due, wandering, 20) is None
+    assert steady_from_ns(due[:0], settling[:0], 20) is None

@@ -18,7 +18,8 @@ import psutil
 import pytest
 import trustme
 
-from harness.load.job import Job, Request
+from harness.load.arrivals import due_times, steady
+from harness.load.job import ID_PLACEHOLDER, Job, Request
 from harness.load.recording import ERRORS
 from harness.load.runner import Progress, StageResult, WorkerError, run_stage
 from tests.helpers import free_port, processes_mentioning, scripted_server, wait_until
@@ -26,12 +27,26 @@ from tests.helpers import free_port, processes_mentioning, scripted_server, wait
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
-def stage(port: int, **fields: Any) -> StageResult:
-    values: dict[str, Any] = {"duration_s": 1.0, "timeout_s": 2.0, **fields}
-    if "concurrency" not in values:
-        values.setdefault("rate_per_s", 50.0)
-    job = Job("rest", "127.0.0.1", port, f"localhost:{port}", (Request("/x", {"A": "b"}, "body"),), **values)
-    return asyncio.run(run_stage(job, [b"hello"], lambda progress: None))
+def job_for(port: int, **fields: Any) -> Job:
+    return Job("rest", "127.0.0.1", port, f"localhost:{port}", (Request("/x", {"A": "b"}, "body"),), **fields)
+
+
+def stage(
+    port: int,
+    rate_per_s: float = 50.0,
+    duration_s: float = 1.0,
+    arrivals: str = "poisson",
+    processes: int = 1,
+    body: bytes = b"hello",
+    **fields: Any,
+) -> StageResult:
+    due = None
+    if "concurrency" in fields:
+        fields["duration_s"] = duration_s
+    else:
+        due = due_times(arrivals, steady(rate_per_s, duration_s), seed=1)
+    job = job_for(port, **{"timeout_s": 2.0, **fields})
+    return asyncio.run(run_stage(job, [body], due, lambda progress: None, processes))
 
 
 def errors(result: StageResult) -> dict[str, int]:
@@ -51,7 +66,7 @@ def keep_alive(answer: bytes = OK, delay_s: float = 0.0) -> Any:
 
 def test_open_loop_sends_what_was_planned_when_it_was_due() -> None:
     with scripted_server(keep_alive()) as port:
-        result = stage(port, rate_per_s=200.0, duration_s=2.0, arrivals="constant", warmup_s=0.5)
+        result = stage(port, rate_per_s=200.0, duration_s=2.5, arrivals="constant")
     columns = result.columns
     assert columns["due_ns"].size == 500
     assert np.all(np.diff(columns["due_ns"]) == 5_000_000)
@@ -217,16 +232,16 @@ def test_tls_is_verified(tmp_path: Any) -> None:
 def test_progress_is_told_while_it_runs() -> None:
     seen: list[Progress] = []
     with scripted_server(keep_alive()) as port:
-        job = Job("rest", "127.0.0.1", port, "h", (Request("/", {}, "body"),), duration_s=2, rate_per_s=50)
-        asyncio.run(run_stage(job, [b""], seen.append))
+        due = due_times("poisson", steady(50, 2), seed=1)
+        asyncio.run(run_stage(job_for(port), [b""], due, seen.append))
     assert len(seen) >= 2
     assert seen[-1].done > seen[0].done
 
 
 def test_cancelling_ends_the_generator() -> None:
     async def cancelled(port: int) -> None:
-        job = Job("rest", "127.0.0.1", port, "h", (Request("/", {}, "body"),), duration_s=60, rate_per_s=50)
-        task = asyncio.create_task(run_stage(job, [b""], lambda progress: None))
+        due = due_times("poisson", steady(50, 60), seed=1)
+        task = asyncio.create_task(run_stage(job_for(port), [b""], due, lambda progress: None))
         await asyncio.sleep(1.0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -261,10 +276,12 @@ def test_generator_ends_with_its_parent() -> None:
         code = textwrap.dedent(
             f"""
             import asyncio
+            from harness.load.arrivals import due_times, steady
             from harness.load.job import Job, Request
             from harness.load.runner import run_stage
-            job = Job("rest", "127.0.0.1", {port}, "h", (Request("/", {{}}, "body"),), duration_s=120, rate_per_s=5)
-            asyncio.run(run_stage(job, [b""], lambda progress: print("on", flush=True)))
+            job = Job("rest", "127.0.0.1", {port}, "h", (Request("/", {{}}, "body"),))
+            due = due_times("poisson", steady(5, 120), seed=1)
+            asyncio.run(run_stage(job, [b""], due, lambda progress: print("on", flush=True)))
             """
         )
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
@@ -274,3 +291,60 @@ def test_generator_ends_with_its_parent() -> None:
             assert children
             parent.kill()
         wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children), 10)
+
+
+def test_each_request_carries_its_own_number() -> None:
+    seen: list[bytes] = []
+
+    def serve(connection: socket.socket, data: bytes) -> None:
+        while data:
+            seen.append(data.rpartition(b"\r\n\r\n")[2])
+            connection.sendall(OK)
+            data = connection.recv(65536)
+
+    with scripted_server(serve) as port:
+        stage(port, rate_per_s=20.0, body=b'{"id": "%b"}' % ID_PLACEHOLDER.encode())
+    assert sorted(seen) == [b'{"id": "%012d"}' % number for number in range(20)]
+
+
+def test_weights_decide_how_often_each_request_is_sent() -> None:
+    seen: Counter[bytes] = Counter()
+
+    def serve(connection: socket.socket, data: bytes) -> None:
+        while data:
+            seen[data.rpartition(b"\r\n\r\n")[2]] += 1
+            connection.sendall(OK)
+            data = connection.recv(65536)
+
+    with scripted_server(serve) as port:
+        requests = (Request("/", {}, "a"), Request("/", {}, "b"))
+        job = Job("rest", "127.0.0.1", port, "h", requests, cycle=(0, 0, 0, 1))
+        due = due_times("constant", steady(100, 1), seed=1)
+        asyncio.run(run_stage(job, [b"often", b"seldom"], due, lambda progress: None))
+    assert seen == {b"often": 75, b"seldom": 25}
+
+
+def test_processes_share_the_requests_and_are_merged_exactly() -> None:
+    with scripted_server(keep_alive()) as port:
+        result = stage(port, rate_per_s=300.0, processes=3, check_every=10)
+    assert errors(result) == {"": 300}
+    assert result.columns["row"].tolist() == list(range(300))
+    assert np.all(np.diff(result.columns["due_ns"]) >= 0)
+    assert np.array_equal(result.columns["due_ns"], due_times("poisson", steady(300, 1), seed=1))
+    assert sorted(result.answers) == list(range(0, 300, 10))
+    lag = (result.columns["dispatched_ns"] - result.columns["due_ns"]) / 1e9
+    assert np.median(lag) < 0.01, "they began at one moment"
+
+
+def test_closed_loop_is_shared_by_processes() -> None:
+    with scripted_server(keep_alive(delay_s=0.02)) as port:
+        result = stage(port, concurrency=5, duration_s=1.0, processes=2)
+    assert set(errors(result)) == {""}
+    assert len(set(result.columns["row"].tolist())) == result.columns["row"].size > 100
+
+
+def test_thinking_clients_ask_less_often() -> None:
+    with scripted_server(keep_alive()) as port:
+        result = stage(port, concurrency=2, duration_s=1.0, think_s=0.1)
+    assert 12 <= result.columns["row"].size <= 22
+    assert set(errors(result)) == {""}

@@ -1,0 +1,194 @@
+"""What a load stage sends, and whether what comes back is the answer to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import quote, urlsplit
+
+import httpx
+import numpy as np
+
+from harness.endpoint import Endpoint
+from harness.errors import ProtocolError, ServecertError, UnreachableError, UsageError
+from harness.inputs import Case, cases_for
+from harness.load.job import ID_PLACEHOLDER, ID_WIDTH, Job, Protocol, Request
+from harness.load.runner import StageResult
+from harness.numeric import EXACT, TOLERANCES, distance
+from harness.protocol.grpc_client import GrpcClient, infer_request
+from harness.protocol.grpc_client import parse_infer as parse_grpc
+from harness.protocol.messages import MESSAGES, SERVICE
+from harness.protocol.rest import HEADER_LENGTH, RestAnswer, RestClient, binary_request, json_body, json_request
+from harness.protocol.rest import parse_infer as parse_rest
+from harness.protocol.tensors import InferResult, Tensor
+from scenarios.suites.load.plan import Plan
+
+CYCLE = 4096
+"""Which request follows which is drawn once, for so many, and repeats."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A case as it goes out, and what must come back; each request carries its own number as its id.
+
+    ``expected`` is empty where the model does not repeat itself; ``problem`` says why not even a single request got an
+    answer that can be read.
+    """
+
+    request: Request
+    body: bytes
+    expected: tuple[Tensor, ...] = ()
+    problem: str = ""
+
+
+def request_id(row: int) -> str:
+    return f"{row:0{ID_WIDTH}d}"
+
+
+async def encode(endpoint: Endpoint, plan: Plan) -> list[Encoded]:
+    """Each case is asked alone first: what nobody knows the right answer to is compared with that."""
+    if plan.protocol == "grpc" and not endpoint.grpc_address:
+        raise UsageError(f"{plan.name}: load over gRPC needs a gRPC address; give --grpc HOST:PORT")
+    async with contextlib.AsyncExitStack() as stack:
+        rest = await stack.enter_async_context(
+            RestClient(endpoint.url, endpoint.model, host=endpoint.host, timeout_s=max(plan.timeout_s, 30))
+        )
+        grpc = None
+        if endpoint.grpc_address:
+            client = GrpcClient(endpoint.grpc_address, endpoint.model, authority=endpoint.host, timeout_s=30)
+            grpc = await stack.enter_async_context(client)
+        encoded = []
+        for number, case in enumerate(await cases_for(endpoint, rest, grpc)):
+            item = _encode_case(endpoint, plan, number, case)
+            try:
+                alone = await _ask(plan, item, rest, grpc)
+                repeats = case.outputs is not None or _agree(alone, await _ask(plan, item, rest, grpc))
+            except UnreachableError:
+                raise
+            except ServecertError as error:
+                encoded.append(replace(item, problem=str(error)[:400]))
+                continue
+            expected = (case.outputs or alone.outputs) if repeats else ()
+            encoded.append(replace(item, expected=expected))
+    return encoded
+
+
+def _agree(one: InferResult, other: InferResult) -> bool:
+    return not any(_difference(tensor, other) for tensor in one.outputs)
+
+
+def _difference(expected: Tensor, came: InferResult) -> str:
+    """Where an output is not as expected; empty where it is."""
+    try:
+        near = distance(expected, came.output(expected.name), TOLERANCES.get(expected.datatype, EXACT))
+    except (ProtocolError, ValueError) as error:
+        return f"output {expected.name!r}: {error}"
+    if near.within:
+        return ""
+    return f"{expected.name}{list(near.worst_index)}: expected {near.worst_expected}, got {near.worst_observed}"
+
+
+def _encode_case(endpoint: Endpoint, plan: Plan, number: int, case: Case) -> Encoded:
+    name = f"body-{number}.bin"
+    if plan.protocol == "grpc":
+        raw = any(tensor.datatype in ("FP16", "BF16") for tensor in case.inputs)
+        message = infer_request(endpoint.model, case.inputs, request_id=ID_PLACEHOLDER, raw=raw)
+        request = Request(f"/{SERVICE}/ModelInfer", {}, name, case.weight)
+        return Encoded(request, message.SerializeToString())
+    path = f"{urlsplit(endpoint.url).path.rstrip('/')}/v2/models/{quote(endpoint.model, safe='')}/infer"
+    if plan.protocol == "binary":
+        body, length = binary_request(case.inputs, request_id=ID_PLACEHOLDER)
+        headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(length)}
+    else:
+        body = json_body(json_request(case.inputs, request_id=ID_PLACEHOLDER))
+        headers = {"Content-Type": "application/json"}
+    return Encoded(Request(path, headers, name, case.weight), body)
+
+
+async def _ask(plan: Plan, item: Encoded, rest: RestClient, grpc: GrpcClient | None) -> InferResult:
+    if plan.protocol == "grpc":
+        assert grpc is not None
+        return parse_grpc(await grpc.call("ModelInfer", MESSAGES["ModelInferRequest"].FromString(item.body)))
+    path = item.request.target.removeprefix(urlsplit(rest.base_url).path.rstrip("/"))
+    return parse_rest(await rest.request("POST", path, item.body, item.request.headers))
+
+
+def draw_cycle(encoded: Sequence[Encoded], seed: int) -> tuple[int, ...]:
+    """Equal weights take turns; others are drawn."""
+    weights = np.array([item.request.weight for item in encoded])
+    if np.all(weights == weights[0]):
+        return tuple(range(len(encoded)))
+    drawn = np.random.default_rng(seed).choice(len(encoded), CYCLE, p=weights / weights.sum())
+    return tuple(int(index) for index in drawn)
+
+
+def build_job(endpoint: Endpoint, plan: Plan, encoded: Sequence[Encoded]) -> Job:
+    parts = urlsplit(endpoint.url)
+    tls = parts.scheme == "https"
+    host, port = parts.hostname or "", parts.port or (443 if tls else 80)
+    authority = endpoint.host or parts.netloc
+    if plan.protocol == "grpc":
+        host, _, number = endpoint.grpc_address.rpartition(":")
+        port, authority, tls = int(number), endpoint.host, False
+    try:
+        return Job(
+            protocol=plan.protocol,
+            host=host,
+            port=port,
+            authority=authority,
+            tls=tls,
+            requests=tuple(item.request for item in encoded),
+            cycle=draw_cycle(encoded, plan.seed),
+            duration_s=0.0 if plan.open_loop else plan.longest_warmup_s + plan.duration_s,
+            concurrency=plan.concurrency,
+            think_s=plan.think_s,
+            timeout_s=plan.timeout_s,
+            connections=plan.connections,
+            check_every=plan.check_every,
+        )
+    except ValueError as error:
+        raise UsageError(f"{plan.name}: {error}") from error
+
+
+def wrong_answers(
+    protocol: Protocol, stage: StageResult, encoded: Sequence[Encoded], cycle: Sequence[int]
+) -> dict[int, str]:
+    """Rows whose kept answer is not the one to their request, with what is wrong."""
+    wrong = {}
+    for row, content in stage.answers.items():
+        item = encoded[cycle[row % len(cycle)]]
+        if item.problem:
+            continue  # there is nothing to compare with, and the check of the answers says so
+        try:
+            if protocol == "grpc":
+                came = parse_grpc(MESSAGES["ModelInferResponse"].FromString(content))
+            else:
+                came = parse_rest(RestAnswer(200, _binary_header(protocol, content), content, 0.0))
+        except Exception as error:  # whatever a server may send; protobuf raises its own kinds
+            wrong[row] = f"not an inference answer: {error}"
+            continue
+        if came.id not in (None, "", request_id(row)):
+            wrong[row] = f"expected id {request_id(row)!r}, got {came.id!r}"
+            continue
+        if differences := [text for tensor in item.expected if (text := _difference(tensor, came))]:
+            wrong[row] = differences[0]
+    return wrong
+
+
+def _binary_header(protocol: Protocol, content: bytes) -> httpx.Headers:
+    """The worker keeps bodies only; in a binary answer the JSON part ends where its braces close."""
+    if protocol != "binary":
+        return httpx.Headers()
+    depth, quoted, escaped = 0, False, False
+    for position, byte in enumerate(content):
+        if quoted:
+            quoted = escaped or byte != 0x22
+            escaped = byte == 0x5C and not escaped
+        elif byte == 0x22:
+            quoted = True
+        elif byte in b"{}":
+            depth += 1 if byte == 0x7B else -1
+            if depth == 0:
+                return httpx.Headers({HEADER_LENGTH: str(position + 1)} if position + 1 < len(content) else {})
+    return httpx.Headers()

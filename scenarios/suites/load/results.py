@@ -1,0 +1,232 @@
+"""From the columns of a stage to its result, its validity and its checks. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.endpoint import Endpoint
+from harness.load.recording import ERRORS
+from harness.load.runner import StageResult
+from harness.records import CheckResult, Exchange, Level, LoadResult, Outcome, SampleBatch
+from harness.slo import Objective
+from harness.stats import goodput, percentile_intervals, summarize, wilson
+from harness.units import format_duration
+from scenarios.suites.load.plan import STEADY_MOST_S, Plan
+from scenarios.suites.load.requests import Encoded
+
+SUITE = "load"
+LAG_SHARE, LAG_FLOOR_S = 0.05, 0.0005
+"""A reported percentile may owe the generator's lateness a twentieth of itself, or half a millisecond."""
+CPU_LIMIT = 0.95
+STEADY_WINDOWS, STEADY_TOLERANCE = 3, 0.1
+Columns = dict[str, npt.NDArray[Any]]
+
+
+def steady_from_ns(due_ns: npt.NDArray[np.int64], latency_s: npt.NDArray[np.float64], longest_s: float) -> int | None:
+    """When the service became steady: the end of the first three seconds in a row whose median latencies are within a
+    tenth of their mean. None when that did not happen within ``longest_s``."""
+    medians: list[float] = []
+    for second in range(int(longest_s)):
+        inside = (due_ns >= second * 10**9) & (due_ns < (second + 1) * 10**9)
+        medians.append(float(np.median(latency_s[inside])) if inside.any() else float("nan"))
+        last = np.array(medians[-STEADY_WINDOWS:])
+        if last.size == STEADY_WINDOWS and np.isfinite(last).all() and np.ptp(last) <= STEADY_TOLERANCE * last.mean():
+            return (second + 1) * 10**9
+    return None
+
+
+def measured_window(plan: Plan, columns: Columns) -> tuple[int, int, str]:
+    """Start and end of what is measured, in nanoseconds from the stage's start, and why that is not valid."""
+    length = int(plan.length_s * 1e9)
+    if plan.warmup_s is not None:
+        start = int(plan.warmup_s * 1e9)
+        return start, start + length, ""
+    latency = (columns["done_ns"] - columns["due_ns"]) / 1e9
+    found = steady_from_ns(columns["due_ns"], latency, plan.longest_warmup_s)
+    if found is None:
+        start = int(plan.longest_warmup_s * 1e9)
+        return start, start + length, f"the service was not steady within {STEADY_MOST_S:g} s of warm-up"
+    return found, found + length, ""
+
+
+def batch_of(endpoint: Endpoint, plan: Plan, columns: Columns, start: int, end: int) -> SampleBatch:
+    """The rows that were due in the measured window."""
+    # What is due at the very end of a trace belongs to it.
+    measured = (columns["due_ns"] >= start) & (columns["due_ns"] <= end)
+    names = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns", "status", "bytes", "error")
+    return SampleBatch(
+        service=endpoint.service,
+        step=plan.name,
+        error_classes=ERRORS,
+        **{name: columns[name][measured] for name in names},
+    )
+
+
+def summarize_stage(
+    endpoint: Endpoint,
+    plan: Plan,
+    columns: Columns,
+    batch: SampleBatch,
+    window: tuple[int, int, str],
+    stage: StageResult,
+    samples_name: str,
+) -> LoadResult:
+    """``columns`` hold the warm-up too: throughput counts what was completed within the measured window, and a request
+    of the warm-up that ended in it makes up for one that ended after it."""
+    start, end, unsteady = window
+    done, error = columns["done_ns"], columns["error"]
+    completed = int(((done >= start) & (done < end) & (error == 0)).sum())
+    errors = int((batch.error != 0).sum())
+    counts = np.bincount(batch.error, minlength=len(ERRORS))
+    latency = batch.latency_s
+    taken = batch.dispatched_ns >= 0
+    from_dispatch = (batch.done_ns[taken] - batch.dispatched_ns[taken]) / 1e9
+    reason = unsteady or invalid_reason(plan, latency, from_dispatch, stage)
+    seconds = (end - start) / 1e9
+    bounds = [objective for objective in plan.objectives if objective.bounds_latency_above]
+    return LoadResult(
+        service=endpoint.service,
+        step=plan.name,
+        runtime=endpoint.runtime,
+        protocol=plan.protocol,
+        offered=plan.describe(),
+        offered_rate_per_s=plan.mean_rate_per_s,
+        concurrency=plan.concurrency,
+        arrivals=plan.arrivals if plan.open_loop else "closed loop",
+        duration_s=seconds,
+        warmup_s=start / 1e9,
+        requests=len(batch),
+        errors=errors,
+        errors_by_class={ERRORS[index]: int(count) for index, count in enumerate(counts) if index and count},
+        achieved_rate_per_s=completed / seconds,
+        goodput_per_s={
+            objective.text: goodput(latency, batch.error != 0, objective.threshold, seconds) for objective in bounds
+        },
+        latency_s=summarize(latency),
+        latency_ci_s=percentile_intervals(latency),
+        service_time_s=_summary(batch.service_time_s),
+        send_lag_s=_summary(batch.send_lag_s),
+        error_rate_ci=wilson(errors, len(batch)),
+        generator_cpu=round(stage.cpu, 4),
+        generator_stall_s=round(stage.stall_s, 6),
+        generators=plan.processes,
+        valid=not reason,
+        invalid_reason=reason,
+        checked_answers=len(stage.answers),
+        samples=samples_name,
+        seed=plan.seed,
+    )
+
+
+def _summary(values: npt.NDArray[np.float64]) -> dict[str, float]:
+    return summarize(values) if values.size else {}
+
+
+def invalid_reason(
+    plan: Plan, latency_s: npt.NDArray[np.float64], from_dispatch_s: npt.NDArray[np.float64], stage: StageResult
+) -> str:
+    """Why the result must not be believed; empty when it may be.
+
+    The generator's lateness is in every latency. It matters where it moves a percentile out of that percentile's own
+    confidence interval, and noticeably; the percentile then says as much about this machine as about the server.
+    """
+    if stage.stopped:
+        return "the stage was stopped before its end"
+    if plan.concurrency is not None and stage.cpu > CPU_LIMIT:
+        return (
+            f"generator-bound: it used {stage.cpu:.0%} of a core, so the server may be faster than what was measured;"
+            " give it more --processes or fewer clients"
+        )
+    if from_dispatch_s.size == 0:
+        return "generator-bound: no request was sent"
+    with_lag, without = summarize(latency_s), summarize(from_dispatch_s)
+    for name, (low, _) in percentile_intervals(latency_s).items():
+        moved = with_lag[name] - without[name]
+        if without[name] < low and moved > max(LAG_SHARE * with_lag[name], LAG_FLOOR_S):
+            return (
+                f"generator-bound: send lag moved {name} from {format_duration(without[name])}"
+                f" to {format_duration(with_lag[name])}; lower the rate or give the generator a core of its own"
+            )
+    return ""
+
+
+def judge(
+    endpoint: Endpoint,
+    plan: Plan,
+    result: LoadResult,
+    wrong: dict[int, str],
+    encoded: Sequence[Encoded],
+    cycle: Sequence[int],
+    elapsed_s: float,
+) -> list[CheckResult]:
+    def check(name: str, requirement: str, outcome: Outcome, **fields: Any) -> CheckResult:
+        return CheckResult(
+            id=f"{SUITE}.{name}",
+            suite=SUITE,
+            level=Level.MUST,
+            outcome=outcome,
+            service=endpoint.service,
+            runtime=endpoint.runtime,
+            requirement=requirement,
+            source="scenario",
+            duration_s=elapsed_s if name == "valid" else 0.0,
+            deviation=endpoint.deviations.get(f"{SUITE}.{name}"),
+            step=plan.name,
+            **fields,
+        )
+
+    checks = [
+        check(
+            "valid",
+            "The generator kept to its schedule, so that the percentiles are the server's.",
+            Outcome.PASSED if result.valid else Outcome.ERROR,
+            observed=f"send lag p99 {format_duration(result.send_lag_s['p99'])}"
+            if result.send_lag_s
+            else "nothing sent",
+            reason=result.invalid_reason,
+        )
+    ]
+    requirement = f"Inspected answers (one in {plan.check_every}) carry their request's id and the right numbers."
+    outcome, fields = _answers(plan, result, wrong, encoded, cycle)
+    checks.append(check("answers", requirement, outcome, **fields))
+    for objective in plan.objectives:
+        outcome, fields = judge_objective(objective, result)
+        checks.append(check(f"slo.{objective.metric}", f"SLO: {objective.text}", outcome, **fields))
+    return checks
+
+
+def _answers(
+    plan: Plan, result: LoadResult, wrong: dict[int, str], encoded: Sequence[Encoded], cycle: Sequence[int]
+) -> tuple[Outcome, dict[str, Any]]:
+    if result.checked_answers == 0:
+        none = f"no answer of {result.requests} requests could be inspected; errors: {result.errors_by_class or 'none'}"
+        return Outcome.FAILED, {"expected": "right answers", "observed": none}
+    if problem := next((item.problem for item in encoded if item.problem), ""):
+        return Outcome.FAILED, {"expected": "a v2 inference answer", "observed": f"before the load: {problem}"}
+    if wrong:
+        row, what = next(iter(sorted(wrong.items())))
+        text = encoded[cycle[row % len(cycle)]].body[:2000].decode(errors="backslashreplace")
+        return Outcome.FAILED, {
+            "expected": "all of them right",
+            "observed": f"{len(wrong)} of {result.checked_answers} wrong; first: {what}",
+            "evidence": (Exchange(f"request {row} of {plan.name}", text, "", what),),
+        }
+    observed = f"{result.checked_answers} inspected, all right"
+    if not any(item.expected for item in encoded):
+        observed += " as far as ids tell: the model does not repeat itself"
+    return Outcome.PASSED, {"observed": observed}
+
+
+def judge_objective(objective: Objective, result: LoadResult) -> tuple[Outcome, dict[str, str]]:
+    outcome, reason = Outcome.PASSED if objective.met(result) else Outcome.FAILED, ""
+    # Lateness only ever adds: a bound from above that was kept with it would have been kept without it.
+    if not result.valid and not (outcome is Outcome.PASSED and objective.bounds_latency_above):
+        outcome, reason = Outcome.ERROR, f"not judged: {result.invalid_reason}"
+    observed = objective.describe(objective.observed(result))
+    if interval := result.latency_ci_s.get(objective.metric):
+        observed += f" (95 % CI {format_duration(interval[0])} to {format_duration(interval[1])})"
+    return outcome, {"expected": objective.text, "observed": observed, "reason": reason}
