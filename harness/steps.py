@@ -61,7 +61,7 @@ def records_of(
     if step.suite == "parity":
         return parity(endpoint, step.chosen(), step=name)
     plan = load_plan(step, name, seed)
-    total_s = plan.longest_warmup_s + (plan.length_s if step.suite == "load" else plan.duration_s)
+    total_s = plan.lead_in_s + (plan.length_s if step.suite == "load" else plan.duration_s)
 
     def show(progress: Progress) -> None:
         observer.status(

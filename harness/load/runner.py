@@ -50,6 +50,8 @@ class StageResult:
     stopped: bool
     stall_s: float = 0.0
     """How long a generator's event loop stood still at most."""
+    start_ns: int = 0
+    """The stage's start on this machine's ``time.monotonic_ns``."""
 
 
 async def run_stage(
@@ -100,7 +102,7 @@ async def run_stage(
         except TimeoutError as error:
             raise WorkerError(f"a load worker did not end within {limit_s:g} s") from error
         results = [worker.result() for worker in workers]
-    return merge(results)
+    return dataclasses.replace(merge(results), start_ns=start_ns)
 
 
 def merge(results: Sequence[StageResult]) -> StageResult:

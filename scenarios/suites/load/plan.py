@@ -14,8 +14,8 @@ from harness.load import arrivals
 from harness.load.job import Protocol
 from harness.slo import Objective
 
-STEADY_MOST_S = 20.0
-"""A warm-up that waits for a steady state is given up after this long."""
+LEAD_IN_S = 1.0
+"""Sent before the measured part where the service was warmed up until it was steady: connections are opened in it."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class Plan:
         return self.concurrency is None
 
     @property
-    def longest_warmup_s(self) -> float:
-        return STEADY_MOST_S if self.warmup_s is None else self.warmup_s
+    def lead_in_s(self) -> float:
+        """Sent before the measured part, in the same stage."""
+        return LEAD_IN_S if self.warmup_s is None else self.warmup_s
 
     @cached_property
     def measured_ns(self) -> npt.NDArray[np.int64]:
@@ -76,13 +77,14 @@ class Plan:
     def due_ns(self) -> npt.NDArray[np.int64]:
         """Warm-up included: it goes at the rate with which the measured part begins."""
         measured = self.measured_ns
-        if not self.longest_warmup_s:
+        if not self.lead_in_s:
             return measured
-        first = self.segments[0].start_per_s if self.segments else measured.size / self.length_s
-        warmup = arrivals.due_times(
-            self.arrivals, arrivals.steady(first, self.longest_warmup_s), self.seed + 1, self.burstiness
-        )
-        return np.concatenate([warmup, measured + int(self.longest_warmup_s * 1e9)])
+        return np.concatenate([self.opening_ns(self.lead_in_s), measured + int(self.lead_in_s * 1e9)])
+
+    def opening_ns(self, duration_s: float) -> npt.NDArray[np.int64]:
+        """Due times at the rate with which the measured part begins."""
+        first = self.segments[0].start_per_s if self.segments else self.measured_ns.size / self.length_s
+        return arrivals.due_times(self.arrivals, arrivals.steady(first, duration_s), self.seed + 1, self.burstiness)
 
     @property
     def mean_rate_per_s(self) -> float | None:

@@ -140,7 +140,7 @@ def build_job(endpoint: Endpoint, plan: Plan, encoded: Sequence[Encoded]) -> Job
             tls=tls,
             requests=tuple(item.request for item in encoded),
             cycle=draw_cycle(encoded, plan.seed),
-            duration_s=0.0 if plan.open_loop else plan.longest_warmup_s + plan.duration_s,
+            duration_s=0.0 if plan.open_loop else plan.lead_in_s + plan.duration_s,
             concurrency=plan.concurrency,
             think_s=plan.think_s,
             timeout_s=plan.timeout_s,

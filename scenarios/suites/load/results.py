@@ -15,7 +15,7 @@ from harness.records import CheckResult, Exchange, Level, LoadResult, Outcome, S
 from harness.slo import Objective
 from harness.stats import goodput, percentile_intervals, summarize, wilson
 from harness.units import format_duration
-from scenarios.suites.load.plan import STEADY_MOST_S, Plan
+from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import Encoded
 
 SUITE = "load"
@@ -26,35 +26,26 @@ STEADY_WINDOWS, STEADY_TOLERANCE = 3, 0.1
 Columns = dict[str, npt.NDArray[Any]]
 
 
-def steady_from_ns(due_ns: npt.NDArray[np.int64], latency_s: npt.NDArray[np.float64], longest_s: float) -> int | None:
-    """When the service became steady: the end of the first three seconds in a row whose median latencies are within a
-    tenth of their mean. None when that did not happen within ``longest_s``."""
-    medians: list[float] = []
-    for second in range(int(longest_s)):
+def is_steady(due_ns: npt.NDArray[np.int64], latency_s: npt.NDArray[np.float64]) -> bool:
+    """Whether three seconds in a row look alike: their median latencies are within a tenth of their mean."""
+    medians = []
+    for second in range(STEADY_WINDOWS):
         inside = (due_ns >= second * 10**9) & (due_ns < (second + 1) * 10**9)
-        medians.append(float(np.median(latency_s[inside])) if inside.any() else float("nan"))
-        last = np.array(medians[-STEADY_WINDOWS:])
-        if last.size == STEADY_WINDOWS and np.isfinite(last).all() and np.ptp(last) <= STEADY_TOLERANCE * last.mean():
-            return (second + 1) * 10**9
-    return None
+        if not inside.any():
+            return False
+        medians.append(float(np.median(latency_s[inside])))
+    return float(np.ptp(medians)) <= STEADY_TOLERANCE * float(np.mean(medians))
 
 
-def measured_window(plan: Plan, columns: Columns) -> tuple[int, int, str]:
-    """Start and end of what is measured, in nanoseconds from the stage's start, and why that is not valid."""
-    length = int(plan.length_s * 1e9)
-    if plan.warmup_s is not None:
-        start = int(plan.warmup_s * 1e9)
-        return start, start + length, ""
-    latency = (columns["done_ns"] - columns["due_ns"]) / 1e9
-    found = steady_from_ns(columns["due_ns"], latency, plan.longest_warmup_s)
-    if found is None:
-        start = int(plan.longest_warmup_s * 1e9)
-        return start, start + length, f"the service was not steady within {STEADY_MOST_S:g} s of warm-up"
-    return found, found + length, ""
+def measured_window(plan: Plan) -> tuple[int, int]:
+    """Start and end of what is measured, in nanoseconds from the stage's start."""
+    start = int(plan.lead_in_s * 1e9)
+    return start, start + int(plan.length_s * 1e9)
 
 
-def batch_of(endpoint: Endpoint, plan: Plan, columns: Columns, start: int, end: int) -> SampleBatch:
+def batch_of(endpoint: Endpoint, plan: Plan, columns: Columns) -> SampleBatch:
     """The rows that were due in the measured window."""
+    start, end = measured_window(plan)
     # What is due at the very end of a trace belongs to it.
     measured = (columns["due_ns"] >= start) & (columns["due_ns"] <= end)
     names = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns", "status", "bytes", "error")
@@ -71,13 +62,14 @@ def summarize_stage(
     plan: Plan,
     columns: Columns,
     batch: SampleBatch,
-    window: tuple[int, int, str],
     stage: StageResult,
     samples_name: str,
+    warmed_s: float | None = 0.0,
 ) -> LoadResult:
     """``columns`` hold the warm-up too: throughput counts what was completed within the measured window, and a request
-    of the warm-up that ended in it makes up for one that ended after it."""
-    start, end, unsteady = window
+    of the warm-up that ended in it makes up for one that ended after it. ``warmed_s`` was spent before the stage until
+    the service was steady; None says that it never was."""
+    start, end = measured_window(plan)
     done, error = columns["done_ns"], columns["error"]
     completed = int(((done >= start) & (done < end) & (error == 0)).sum())
     errors = int((batch.error != 0).sum())
@@ -85,6 +77,7 @@ def summarize_stage(
     latency = batch.latency_s
     taken = batch.dispatched_ns >= 0
     from_dispatch = (batch.done_ns[taken] - batch.dispatched_ns[taken]) / 1e9
+    unsteady = "the service did not become steady while it was warmed up" if warmed_s is None else ""
     reason = unsteady or invalid_reason(plan, latency, from_dispatch, stage)
     seconds = (end - start) / 1e9
     bounds = [objective for objective in plan.objectives if objective.bounds_latency_above]
@@ -98,7 +91,7 @@ def summarize_stage(
         concurrency=plan.concurrency,
         arrivals=plan.arrivals if plan.open_loop else "closed loop",
         duration_s=seconds,
-        warmup_s=start / 1e9,
+        warmup_s=round(start / 1e9 + (warmed_s or 0.0), 3),
         requests=len(batch),
         errors=errors,
         errors_by_class={ERRORS[index]: int(count) for index, count in enumerate(counts) if index and count},

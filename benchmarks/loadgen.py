@@ -1,0 +1,297 @@
+"""The load engine beside its peers, in one run on one machine: ``python benchmarks/loadgen.py``.
+
+Everything is measured in turn, several rounds, with each client pinned to the first processor and the server to the
+last; the table has medians and ratios. Peers that are not installed are named as such. Traffic goes to loopback only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+from benchmarks.peers import CLIENT, PEERS
+from harness.load.arrivals import due_times, steady
+from harness.load.job import Job, Protocol, Request
+from harness.load.runner import StageResult, run_stage
+from harness.protocol.grpc_client import infer_request
+from harness.protocol.messages import SERVICE
+from harness.protocol.tensors import Tensor
+from harness.stats import percentile, summarize
+
+SERVER = (os.cpu_count() or 1) - 1
+SMALL = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[5.1,3.5,1.4,0.2]}]}'
+ANSWER = '{"model_name":"m","outputs":[{"name":"y","datatype":"INT64","shape":[1,1],"data":[0]}],"pad":"%s"}'
+LARGE = bytes(602_112)
+
+GRPC_ECHO = """
+import asyncio, sys, grpc
+async def main():
+    server = grpc.aio.server()
+    async def infer(request, context):
+        return request
+    handler = grpc.unary_unary_rpc_method_handler(infer)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(sys.argv[1], {'ModelInfer': handler}),))
+    port = server.add_insecure_port('127.0.0.1:0')
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def nginx() -> Iterator[int]:
+    program = shutil.which("nginx")
+    if program is None:
+        raise SystemExit("nginx is needed: it answers faster than any client asks")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    answer = ANSWER % ("0" * (160 - len(ANSWER) + 2))
+    with tempfile.TemporaryDirectory() as name:
+        config = Path(name) / "nginx.conf"
+        config.write_text(
+            f"""
+            worker_processes 1; daemon off; pid {name}/pid; error_log {name}/error.log;
+            events {{ worker_connections 1024; }}
+            http {{
+              access_log off; keepalive_requests 1000000000; default_type application/json;
+              client_max_body_size 2m; client_body_buffer_size 2m; client_body_temp_path {name}/body;
+              server {{ listen 127.0.0.1:{port}; location / {{ return 200 '{answer}'; }} }}
+            }}
+            """
+        )
+        server = subprocess.Popen(["taskset", "-c", str(SERVER), program, "-c", str(config)], stderr=subprocess.DEVNULL)
+        try:
+            for _ in range(200):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.1):
+                    break
+                time.sleep(0.02)
+            yield port
+        finally:
+            server.terminate()
+            server.wait(10)
+
+
+@contextlib.contextmanager
+def pinned() -> Iterator[None]:
+    """What is started meanwhile runs on the client's processor."""
+    os.sched_setaffinity(0, {CLIENT})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
+def stage(
+    port: int,
+    seconds: float,
+    body: bytes = SMALL,
+    rate: float | None = None,
+    protocol: Protocol = "rest",
+    **fields: int,
+) -> StageResult:
+    kind = "application/json" if body is SMALL else "application/octet-stream"
+    target = f"/{SERVICE}/ModelInfer" if protocol == "grpc" else "/v2/models/m/infer"
+    request = Request(target, {"Content-Type": kind}, "body")
+    length_s = 0.0 if rate else seconds + 0.5
+    authority = f"127.0.0.1:{port}"
+    job = Job(protocol, "127.0.0.1", port, authority, (request,), check_every=1000, duration_s=length_s, **fields)  # type: ignore[arg-type]
+    due = due_times("poisson", steady(rate, seconds), seed=1) if rate else None
+    with pinned():
+        return asyncio.run(run_stage(job, [body], due, lambda progress: None))
+
+
+def completed(result: StageResult, seconds: float) -> float:
+    done = result.columns["done_ns"] / 1e9
+    if result.columns["error"].any():
+        raise SystemExit(f"errors while measuring: {np.bincount(result.columns['error'])}")
+    return float(((done >= 0.5) & (done < 0.5 + seconds) & (result.columns["error"] == 0)).sum() / seconds)
+
+
+class Table:
+    """Figures by name over the rounds."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, list[float]] = {}
+
+    def add(self, name: str, value: float | None) -> None:
+        if value is not None:
+            self.figures.setdefault(name, []).append(value)
+
+    def median(self, name: str) -> float | None:
+        return statistics.median(self.figures[name]) if name in self.figures else None
+
+    def show(self, title: str, names: list[str], ours: str) -> None:
+        print(f"\n| {title} | requests a second | servecert is × as fast |\n|---|---|---|")
+        mine = self.median(ours)
+        for name in names:
+            value = self.median(name)
+            if value is None or mine is None:
+                print(f"| {name} | not installed | |")
+            else:
+                print(f"| {name} | {value:,.0f} | {'' if name == ours else f'{mine / value:.2f}'} |")
+
+
+def http_round(table: Table, port: int, seconds: int) -> None:
+    url = f"http://127.0.0.1:{port}/v2/models/m/infer"
+    with tempfile.TemporaryDirectory() as name:
+        small, large = Path(name) / "small.json", Path(name) / "large.bin"
+        small.write_bytes(SMALL)
+        large.write_bytes(LARGE)
+        table.add("servecert", completed(stage(port, seconds, concurrency=16), seconds))
+        for peer, measure in PEERS.items():
+            table.add(peer, measure(url, small, "application/json", 16, seconds))
+        table.add("servecert, 602,112 bytes", completed(stage(port, seconds, LARGE, concurrency=4), seconds))
+        for peer in ("wrk", "h2load"):
+            kind = "application/octet-stream"
+            table.add(f"{peer}, 602,112 bytes", PEERS[peer](url, large, kind, 4, seconds))
+
+
+def open_loop_round(table: Table, port: int, seconds: int) -> None:
+    half = (table.median("servecert") or 0) / 2
+    for name, rate in (("half", half), ("1000", 1000.0)):
+        columns = stage(port, seconds, rate=rate).columns
+        lag_us = np.sort((columns["dispatched_ns"] - columns["due_ns"]) / 1e3)
+        span_s = float(columns["sent_ns"].max()) / 1e9
+        table.add(f"{name} rate", columns["row"].size / max(span_s, seconds) / rate)
+        table.add(f"{name} p50", percentile(lag_us, 0.5))
+        table.add(f"{name} p99", percentile(lag_us, 0.99))
+
+
+def grpc_round(table: Table, seconds: int) -> None:
+    """A bare loop and ours against one echo server; the bare loop's clients wait for their answer, as many as ours has
+    in flight."""
+    array = np.array([[5.1, 3.5, 1.4, 0.2]], np.float32)
+    message = infer_request("m", [Tensor("x", "FP32", (1, 4), array)]).SerializeToString()
+    command = ["taskset", "-c", str(SERVER), sys.executable, "-c", GRPC_ECHO, SERVICE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            port = int(server.stdout.readline())
+
+            async def bare() -> float:
+                count, end = 0, time.monotonic() + seconds
+                async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                    call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+
+                    async def user() -> None:
+                        nonlocal count
+                        while time.monotonic() < end:
+                            await call(message)
+                            count += 1
+
+                    await asyncio.gather(*(user() for _ in range(16)))
+                return count / seconds
+
+            with pinned():
+                table.add("bare grpc.aio loop", asyncio.run(bare()))
+            result = stage(port, seconds, message, protocol="grpc", concurrency=16)
+            table.add("servecert, gRPC", completed(result, seconds))
+        finally:
+            server.terminate()
+
+
+def stall_table(seconds: float = 45.0) -> None:
+    """A server with 5 ms of service that stands still for 1 s every 10 s, at 200/s.
+
+    Whoever is due in a stall waits for the rest of it: the analytic open-loop answer is the mixture of 5 ms and of
+    5 ms + the time left, for the very same due times. (45 s hold four stalls: 9 % of the time, so that p90 is not the
+    edge between the two.)
+    """
+    script = """
+import socketserver, time
+begun = time.monotonic_ns()
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        while line := self.rfile.readline():
+            length = 0
+            while (line := self.rfile.readline()).strip():
+                if line.lower().startswith(b'content-length:'):
+                    length = int(line.split(b':')[1])
+            self.rfile.read(length)
+            into = (time.monotonic_ns() - begun) / 1e9 % 10
+            time.sleep(0.005 + (10 - into if into >= 9 else 0))
+            self.wfile.write(b'HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}')
+class Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    request_queue_size = 512
+server = Server(('127.0.0.1', 0), Handler)
+print(server.server_address[1], begun, flush=True)
+server.serve_forever()
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            port, begun_ns = map(int, server.stdout.readline().split())
+            result = stage(port, seconds, rate=200.0)
+        finally:
+            server.terminate()
+    columns = result.columns
+    latency = (columns["done_ns"] - columns["due_ns"]) / 1e9
+    into = ((result.start_ns - begun_ns + columns["due_ns"]) / 1e9) % 10
+    analytic = 0.005 + np.where(into >= 9, 10 - into, 0.0)
+    ours, wanted = summarize(latency), summarize(analytic)
+    print(f"\nA server with 5 ms of service that stands still for 1 s every 10 s, 200/s for {seconds:g} s:\n")
+    print("| | p50 | p90 | p99 | p99.9 |\n|---|---|---|---|---|")
+    keys = ("p50", "p90", "p99", "p99_9")
+    for name, values in (("servecert", ours), ("analytic open loop", wanted)):
+        print(f"| {name} | " + " | ".join(f"{values[key] * 1e3:.1f} ms" for key in keys) + " |")
+    print("| off by | " + " | ".join(f"{ours[key] / wanted[key] - 1:+.1%}" for key in keys) + " |")
+
+
+def samples_table() -> None:
+    values = np.random.default_rng(1).exponential(0.01, 10_000_000)
+    started = time.monotonic()
+    summarize(values)
+    print(f"\nPercentiles of 10 million samples: {time.monotonic() - started:.2f} s; 58 bytes a sample in columns.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    table = Table()
+    with nginx() as port:
+        for _ in range(arguments.rounds):
+            http_round(table, port, arguments.seconds)
+            open_loop_round(table, port, arguments.seconds)
+            grpc_round(table, arguments.seconds)
+    machine = f"{platform.machine()}, {os.cpu_count()} processors, Linux {platform.release()}"
+    print(f"{machine}, Python {platform.python_version()},")
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("uvloop", "httptools", "grpcio", "httpx", "numpy")
+    )
+    print(f"{versions}; median of {arguments.rounds} rounds of {arguments.seconds} s in turn")
+    table.show("small v2 JSON POST, 16 connections, closed loop", ["servecert", *PEERS], "servecert")
+    large = [f"{name}, 602,112 bytes" for name in ("servecert", "wrk", "h2load")]
+    table.show("binary tensor 1×3×224×224 FP32, 4 connections", large, large[0])
+    table.show(
+        "gRPC ModelInfer, small tensor, 16 in flight", ["servecert, gRPC", "bare grpc.aio loop"], "servecert, gRPC"
+    )
+    print("\n| open loop, Poisson | rate held | send lag p50 | send lag p99 |\n|---|---|---|---|")
+    for name, title in (("1000", "1,000/s"), ("half", "half of the closed loop's rate")):
+        rate, p50, p99 = (table.median(f"{name} {key}") or 0 for key in ("rate", "p50", "p99"))
+        print(f"| {title} | {rate:.2%} | {p50:.0f} µs | {p99:.0f} µs |")
+    stall_table()
+    samples_table()
+
+
+if __name__ == "__main__":
+    main()

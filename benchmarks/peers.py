@@ -1,0 +1,166 @@
+"""Load generators that others wrote, each a function from a target to requests a second; None where not installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+CLIENT = 0
+"""The processor that every client is pinned to."""
+
+
+def _pinned(command: list[str], timeout_s: float = 120) -> str:
+    result = subprocess.run(
+        ["taskset", "-c", str(CLIENT), *command], capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+    return result.stdout or result.stderr
+
+
+def _number(pattern: str, text: str) -> float:
+    match = re.search(pattern, text)
+    if match is None:
+        raise SystemExit(f"expected {pattern!r} in: {text[-1500:]}")
+    return float(match[1].replace(",", ""))
+
+
+def wrk(url: str, body: Path, kind: str, connections: int, seconds: int) -> float | None:
+    if not shutil.which("wrk"):
+        return None
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(
+            f"local f=io.open('{body}','rb'); wrk.body=f:read('*a'); wrk.method='POST'\n"
+            f"wrk.headers['Content-Type']='{kind}'\n"
+        )
+        script.flush()
+        text = _pinned(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script.name, url])
+    return _number(r"Requests/sec:\s+([\d.]+)", text)
+
+
+def h2load(url: str, body: Path, kind: str, connections: int, seconds: int) -> float | None:
+    if not shutil.which("h2load"):
+        return None
+    command = ["h2load", "--h1", "-t1", f"-c{connections}", f"-D{seconds}", "-d", str(body)]
+    return _number(r"finished in [^,]+, ([\d.]+) req/s", _pinned([*command, "-H", f"content-type: {kind}", url]))
+
+
+def hey(url: str, body: Path, kind: str, connections: int, seconds: int) -> float | None:
+    if not shutil.which("hey"):
+        return None
+    command = ["hey", "-cpus", "1", "-c", str(connections), "-z", f"{seconds}s", "-m", "POST", "-T", kind]
+    return _number(r"Requests/sec:\s+([\d.]+)", _pinned([*command, "-D", str(body), url]))
+
+
+def k6(url: str, body: Path, kind: str, connections: int, seconds: int) -> float | None:
+    program = shutil.which("k6", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
+    if not program:
+        return None
+    with tempfile.TemporaryDirectory() as name:
+        script, summary = Path(name) / "script.js", Path(name) / "summary.json"
+        script.write_text(
+            "import http from 'k6/http';\n"
+            f"const body = open('{body}');\n"
+            f"export default function () {{ http.post('{url}', body, {{headers: {{'Content-Type': '{kind}'}}}}); }}\n"
+        )
+        command = [
+            program,
+            "run",
+            "--quiet",
+            "--no-usage-report",
+            "--vus",
+            str(connections),
+            "--duration",
+            f"{seconds}s",
+        ]
+        text = _pinned([*command, "--summary-export", str(summary), str(script)])
+        if not summary.exists():
+            raise SystemExit(f"k6 left no summary: {text[-1500:]}")
+        return float(json.loads(summary.read_text())["metrics"]["http_reqs"]["rate"])
+
+
+def _locust(user: str) -> Callable[[str, Path, str, int, int], float | None]:
+    def run(url: str, body: Path, kind: str, connections: int, seconds: int) -> float | None:
+        program = shutil.which("locust", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
+        if not program:
+            return None
+        host, _, path = url.removeprefix("http://").partition("/")
+        with tempfile.TemporaryDirectory() as name:
+            script = Path(name) / "locustfile.py"
+            script.write_text(
+                f"from locust import {user}, task\n"
+                f"BODY = open({str(body)!r}, 'rb').read()\n"
+                f"class User({user}):\n"
+                f"    host = 'http://{host}'\n"
+                "    @task\n"
+                "    def ask(self):\n"
+                f"        self.client.post('/{path}', data=BODY, headers={{'Content-Type': '{kind}'}})\n"
+            )
+            command = [program, "-f", str(script), "--headless", "--only-summary", "-u", str(connections)]
+            text = _pinned([*command, "-r", str(connections), "-t", f"{seconds}s", "--json"])
+        found, _ = json.JSONDecoder().raw_decode(text[text.index("[\n") :])
+        return float(sum(item["num_requests"] for item in found) / seconds)
+
+    return run
+
+
+fast_http_user = _locust("FastHttpUser")
+http_user = _locust("HttpUser")
+
+_PYTHON_LOOP = """
+import asyncio, sys, time
+url, body, kind = sys.argv[1], open(sys.argv[2], 'rb').read(), sys.argv[3]
+connections, seconds = int(sys.argv[4]), float(sys.argv[5])
+headers = {'Content-Type': kind}
+async def users(ask):
+    count, end = 0, time.monotonic() + seconds
+    async def user():
+        nonlocal count
+        while time.monotonic() < end:
+            await ask()
+            count += 1
+    await asyncio.gather(*(user() for _ in range(connections)))
+    print('rate', count / seconds)
+async def aiohttp_main():
+    import aiohttp
+    async with aiohttp.ClientSession() as session:
+        async def ask():
+            async with session.post(url, data=body, headers=headers) as answer:
+                await answer.read()
+        await users(ask)
+async def httpx_main():
+    import httpx
+    async with httpx.AsyncClient(trust_env=False) as client:
+        async def ask():
+            await client.post(url, content=body, headers=headers)
+        await users(ask)
+import uvloop
+uvloop.run({'aiohttp': aiohttp_main, 'httpx': httpx_main}[sys.argv[6]]())
+"""
+
+
+def _python(library: str) -> Callable[[str, Path, str, int, int], float | None]:
+    def run(url: str, body: Path, kind: str, connections: int, seconds: int) -> float | None:
+        probe = subprocess.run([sys.executable, "-c", f"import {library}"], capture_output=True, check=False)
+        if probe.returncode:
+            return None
+        arguments = [url, str(body), kind, str(connections), str(seconds), library]
+        return _number(r"rate ([\d.]+)", _pinned([sys.executable, "-c", _PYTHON_LOOP, *arguments]))
+
+    return run
+
+
+PEERS: dict[str, Callable[[str, Path, str, int, int], float | None]] = {
+    "wrk": wrk,
+    "h2load": h2load,
+    "hey": hey,
+    "k6": k6,
+    "aiohttp with uvloop": _python("aiohttp"),
+    "Locust FastHttpUser": fast_http_user,
+    "Locust HttpUser": http_user,
+    "httpx with uvloop": _python("httpx"),
+}

@@ -1,0 +1,100 @@
+"""The search for capacity: its decisions as pure functions, and a real server whose capacity is known."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.endpoint import Endpoint
+from harness.golden import read_payload
+from harness.records import CheckResult, LoadResult, Measurement, Outcome
+from harness.slo import parse_slo
+from scenarios.suites.capacity import Search, Trial, bracket, capacity, knee, next_rate
+from scenarios.suites.load import Plan
+from tests.helpers import scripted_server
+from tests.scenarios.test_load_answers import REQUEST, infer_answer
+
+
+def search(**fields: Any) -> Search:
+    values: dict[str, Any] = {"start_per_s": 10.0, "most_per_s": 10_000.0, "tolerance": 0.05, "repeats": 1, **fields}
+    return Search(Plan("c", 1.0), **values)
+
+
+def simulate(limit: float, wanted: Search) -> tuple[float | None, float | None, int]:
+    """A service that holds every rate up to ``limit``."""
+    trials: list[Trial] = []
+    while (rate := next_rate(trials, wanted)) is not None:
+        trials.append(Trial(rate, rate <= limit))
+        assert len(trials) < 60
+    return *bracket(trials, wanted.repeats), len(trials)
+
+
+@pytest.mark.parametrize("limit", [3.0, 10.0, 73.0, 1234.5, 9000.0])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_search_closes_in_on_the_limit(limit: float, repeats: int) -> None:
+    low, high, count = simulate(limit, search(repeats=repeats))
+    assert low is not None
+    assert high is not None
+    assert low <= limit < high
+    assert high <= low * 1.05
+    assert count <= 16 * repeats
+
+
+def test_search_stops_at_what_was_asked_for() -> None:
+    low, high, _ = simulate(math.inf, search(most_per_s=500.0))
+    assert (low, high) == (500.0, None)
+
+
+def test_service_that_holds_nothing_ends_the_search() -> None:
+    low, high, _ = simulate(0.0, search())
+    assert low is None
+    assert high is not None
+
+
+def test_rate_that_failed_once_is_not_met_and_nothing_above_it_counts() -> None:
+    trials = [Trial(10, True), Trial(10, True), Trial(20, True), Trial(20, False), Trial(40, True), Trial(40, True)]
+    assert bracket(trials, 2) == (10, 20)
+
+
+def test_knee_is_where_the_curve_bends() -> None:
+    assert knee([(100, 1), (200, 1.1), (400, 1.3), (800, 2), (1000, 30), (1100, 100)]) == 800
+    assert knee([(1, 1), (2, 2)]) is None
+    assert knee([(1, 5), (2, 4), (3, 3)]) is None
+
+
+async def test_capacity_of_a_server_of_known_speed(tmp_path: Path) -> None:
+    """One request at a time and 10 ms each: a hundred a second, and not one more."""
+    turn = threading.Lock()
+
+    def serve(connection: socket.socket, data: bytes) -> None:
+        while data:
+            body = infer_answer(1.0, id=json.loads(data.rpartition(b"\r\n\r\n")[2])["id"])
+            with turn:
+                time.sleep(0.01)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            data = connection.recv(65536)
+
+    payload = tmp_path / "payload.json"
+    payload.write_text(json.dumps(REQUEST))
+    notes: list[str] = []
+    with scripted_server(serve) as port:
+        endpoint = Endpoint("m", "r", f"http://127.0.0.1:{port}", "m", payload=tuple(read_payload(payload)))
+        plan = Plan("c", 2.0, arrivals="constant", warmup_s=0.2, objectives=(parse_slo("p90 < 60ms"),))
+        wanted = Search(plan, 20.0, 1000.0, tolerance=0.2, repeats=1)
+        found = capacity(endpoint, wanted, lambda name: name, lambda progress: None, notes.append)
+        records = [record async for record in found]
+    check = next(record for record in records if isinstance(record, CheckResult))
+    assert check.outcome is Outcome.PASSED
+    measured = next(record for record in records if isinstance(record, Measurement) and record.name == "capacity")
+    assert 65 <= measured.value <= 105, notes
+    assert measured.ci_high is not None
+    trials = [record for record in records if isinstance(record, LoadResult)]
+    assert len(trials) == len(notes) >= 5
+    assert len({trial.step for trial in trials}) == len(trials)
