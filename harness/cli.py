@@ -14,7 +14,7 @@ from harness.cli_tools import checks_app, cluster_app, runtimes_app
 from harness.endpoint import Endpoint, check_url
 from harness.engine import Engine, default_directory
 from harness.errors import EXIT_INTERRUPTED, ServecertError, UsageError
-from harness.golden import read_payload
+from harness.golden import read_json_object, read_payload
 from harness.observer import Observer
 from harness.records import Deviation
 from harness.runstore import RunStore, read_run
@@ -225,7 +225,7 @@ def parity(
 Duration = Annotated[str | None, typer.Option(metavar="T", help="of the measured part, such as 30s")]
 Arrivals = Annotated[str, typer.Option(help="constant, poisson or gamma")]
 Burstiness = Annotated[float, typer.Option(metavar="CV", help="of gamma arrivals: 1 is Poisson, above it bursts")]
-LoadProtocol = Annotated[str, typer.Option("--protocol", help="rest, binary or grpc")]
+LoadProtocol = Annotated[str, typer.Option("--protocol", help="rest, binary, grpc or openai (streamed chat)")]
 Warmup = Annotated[str, typer.Option(metavar="T", help="sent before, and not in the result; or: steady")]
 Timeout = Annotated[str, typer.Option(metavar="T", help="from the moment a request is due")]
 Connections = Annotated[int, typer.Option(metavar="N", help="at most so many at once")]
@@ -239,9 +239,11 @@ Payloads = Annotated[
 
 
 def _load_endpoint(
-    url: str, model: str, grpc: str, host: str, payloads: list[str] | None, golden: Path | None
+    url: str, model: str, grpc: str, host: str, payloads: list[str] | None, golden: Path | None, protocol: str
 ) -> Endpoint:
     endpoint = _endpoint(url, model, grpc, host, None, golden)
+    if protocol == "openai":
+        return replace(endpoint, chat=tuple(read_json_object(Path(text)) for text in payloads or []))
     if payloads and golden is not None:
         raise UsageError("give either --payload or --golden")
     mix = []
@@ -314,7 +316,7 @@ def load(
     optional = {"duration": duration, "rate": rate, "shape": shape, "trace": trace, "concurrency": concurrency}
     values |= {key: value for key, value in optional.items() if value is not None}
     step = _validated(LoadStep, values)
-    endpoint = _load_endpoint(url, model, grpc, host, payload, golden)
+    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, protocol)
     _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
 
 
@@ -364,7 +366,7 @@ def capacity(
         "slo": slo or [],
     }
     step = _validated(CapacityStep, values)
-    endpoint = _load_endpoint(url, model, grpc, host, payload, golden)
+    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, protocol)
     _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from harness.errors import UsageError
@@ -25,6 +26,8 @@ class Endpoint:
     payload: tuple[Tensor, ...] = ()
     mix: tuple[tuple[tuple[Tensor, ...], float], ...] = ()
     """Several payloads and how often each is sent, for load."""
+    chat: tuple[dict[str, Any], ...] = ()
+    """Chat completion requests, for load on the OpenAI API."""
     deviations: dict[str, Deviation] = field(default_factory=dict)
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,3 +64,14 @@ def read_payload(path: Path) -> list[Tensor]:
         ]
     except (OSError, ValueError, KeyError, TypeError, ProtocolError) as error:
         raise UsageError(f'{path}: expected a v2 inference request, {{"inputs": [...]}}: {error}') from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Raises UsageError."""
+    try:
+        body = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: expected a JSON object: {error}") from error
+    if not isinstance(body, dict):
+        raise UsageError(f"{path}: expected a JSON object, got {type(body).__name__}")
+    return body

@@ -192,6 +192,9 @@ class LoadResult:
     achieved_rate_per_s: float
     goodput_per_s: dict[str, float]
     """By objective: successes a second that were within its bound on latency."""
+    streaming: dict[str, dict[str, float]]
+    """Of streamed answers, empty otherwise: ``ttft_s`` (time to first token, from the due time), ``gap_s`` (between two
+    tokens of one answer), each with the percentile keys, and ``tokens`` (``total``, ``per_s``, ``per_answer``)."""
     latency_s: dict[str, float]
     latency_ci_s: dict[str, tuple[float, float]]
     service_time_s: dict[str, float]
@@ -272,8 +275,17 @@ def load_from_json(data: dict[str, Any]) -> LoadResult:
         for key in ("latency_s", "service_time_s", "send_lag_s")
     }
     intervals = {name: (float(low), float(high)) for name, (low, high) in data["latency_ci_s"].items()}
+    streaming = {name: {k: float(v) for k, v in values.items()} for name, values in data["streaming"].items()}
     low, high = data["error_rate_ci"]
-    return LoadResult(**{**data, **floats, "latency_ci_s": intervals, "error_rate_ci": (float(low), float(high))})
+    return LoadResult(
+        **{
+            **data,
+            **floats,
+            "latency_ci_s": intervals,
+            "streaming": streaming,
+            "error_rate_ci": (float(low), float(high)),
+        }
+    )
 
 
 def parity_from_json(data: dict[str, Any]) -> ParityResult:

@@ -144,7 +144,7 @@ class _Traffic(_Step):
     duration: Duration | None = Field(None, description="of the measured part")
     arrivals: Literal["constant", "poisson", "gamma"] = "poisson"
     burstiness: float = Field(1.0, gt=0, description="of gamma arrivals: 1 is Poisson, above it comes in bursts")
-    protocol: Literal["rest", "binary", "grpc"] = "rest"
+    protocol: Literal["rest", "binary", "grpc", "openai"] = "rest"
     timeout: Duration = Field(10.0, validate_default=False, description="from the moment a request is due")
     connections: int = Field(256, ge=1, description="at most so many at once; more requests wait on the client's side")
     processes: int = Field(1, ge=1, le=64, description="generators; one a core")

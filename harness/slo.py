@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.errors import UsageError
+from harness.errors import MeasurementError, UsageError
 from harness.records import LoadResult
 from harness.stats import PERCENTILES
 from harness.units import format_duration, parse_duration, parse_rate
@@ -18,8 +18,10 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-_EXPRESSION = re.compile(r"([a-z0-9_.]+)\s*(<=|>=|<|>)\s*(.+)")
+_EXPRESSION = re.compile(r"((?:(?:ttft|gap)\s+)?[a-z0-9_.]+)\s*(<=|>=|<|>)\s*(.+)")
 _LATENCIES = {**{name: name for name in PERCENTILES}, "p99.9": "p99_9", "max": "max", "mean": "mean"}
+_STREAMED = {f"{kind} {name}": f"{kind}.{key}" for kind in ("ttft", "gap") for name, key in _LATENCIES.items()}
+"""Time to first token, and the gaps between tokens, of streamed answers."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Objective:
             return result.errors / result.requests
         if self.metric == "rate":
             return result.achieved_rate_per_s
+        kind, _, name = self.metric.rpartition(".")
+        if kind:
+            values = result.streaming.get(f"{kind}_s", {})
+            if name not in values:
+                raise MeasurementError(f"{self.text!r}: the stage {result.step} had no streamed answer to judge")
+            return values[name]
         return result.latency_s[self.metric]
 
     def met(self, result: LoadResult) -> bool:
@@ -56,7 +64,7 @@ class Objective:
 def parse_slo(text: str) -> Objective:
     """Raises UsageError naming what is allowed."""
     match = _EXPRESSION.fullmatch(text.strip())
-    names = ", ".join([*_LATENCIES, "errors", "rate"])
+    names = ", ".join([*_LATENCIES, "errors", "rate", "ttft p99", "gap p99"])
     if match is None:
         raise UsageError(
             f"SLO {text!r}: expected METRIC < VALUE, such as 'p99 < 50ms', 'errors < 0.1%' or 'rate >= 99% of 200/s'"
@@ -66,6 +74,8 @@ def parse_slo(text: str) -> Objective:
     try:
         if metric in _LATENCIES:
             return Objective(text, _LATENCIES[metric], comparison, parse_duration(value))
+        if " ".join(metric.split()) in _STREAMED:
+            return Objective(text, _STREAMED[" ".join(metric.split())], comparison, parse_duration(value))
         if metric == "errors":
             return Objective(text, metric, comparison, _share(value))
         if metric == "rate":

@@ -15,6 +15,7 @@ from harness.runstore import Run
 from harness.units import format_duration
 from harness.verdict import Verdict, describe, tally
 from reports import tables
+from reports.terminal import streaming_lines
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -40,6 +41,7 @@ def _environment() -> jinja2.Environment:
         columns=tables.COLUMNS,
         duration=format_duration,
         describe=describe,
+        streaming_lines=streaming_lines,
     )
     return environment
 

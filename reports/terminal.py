@@ -115,7 +115,21 @@ def _stage_lines(load: LoadResult) -> list[str]:
     return [
         f"{load_title(load)}: {load.requests} requests, {rate}, errors: {errors_text(load)}",
         f"latency {values}",
+        *streaming_lines(load),
     ]
+
+
+def streaming_lines(load: LoadResult) -> list[str]:
+    if not load.streaming:
+        return []
+    tokens = load.streaming["tokens"]
+    lines = [f"tokens {tokens['per_s']:.1f}/s, {tokens['per_answer']:.1f} an answer"]
+    for key, title in (("ttft_s", "time to first token"), ("gap_s", "gap between tokens")):
+        values = load.streaming[key]
+        if values:
+            shown = ", ".join(f"{name} {format_duration(values[name])}" for name in ("p50", "p95", "p99", "max"))
+            lines.append(f"{title} {shown}")
+    return lines
 
 
 def _load_line(check: CheckResult) -> str:

@@ -137,6 +137,17 @@ def scripted_server(answer: Callable[[socket.socket, bytes], None]) -> Iterator[
         thread.join(5)
 
 
+def read_request(connection: socket.socket, data: bytes) -> tuple[str, bytes]:
+    """Path and body of one request with a Content-Length, of which ``data`` was received already."""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    while len(body) < int(headers.get(b"content-length", 0)):
+        body += connection.recv(65536)
+    return head.split(b" ")[1].decode(), body
+
+
 def stop(process: subprocess.Popen[Any], number: int = signal.SIGTERM, within_s: float = 20) -> int:
     if process.poll() is None:
         process.send_signal(number)

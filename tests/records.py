@@ -62,6 +62,7 @@ def load_result(
         "concurrency": None,
         "offered": "100/s poisson",
         "goodput_per_s": {},
+        "streaming": {},
         "generator_stall_s": 0.001,
         "generators": 1,
         "arrivals": "poisson",

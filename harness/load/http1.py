@@ -16,6 +16,7 @@ import httptools
 
 from harness.load.recorder import Recorder
 from harness.load.recording import CONNECT, PROTOCOL, RESET, TIMEOUT, TRUNCATED, error_of_status
+from harness.load.stream import Events
 from harness.load.template import Template
 
 IDLE_NS = 3_000_000_000
@@ -49,6 +50,8 @@ class Connection(asyncio.Protocol):
         self.row = row
         self._size = 0
         self._answered = self._framed = False
+        stream = self.pool.recorder.stream
+        self._events = Events(stream, row) if stream is not None else None
         self._body: list[bytes] | None = [] if self.pool.recorder.keeps(row) else None
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
@@ -82,6 +85,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
+        if self._events is not None:
+            self._events.feed(body)
         if self._body is not None:
             self._body.append(body)
 

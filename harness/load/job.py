@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Protocol = Literal["rest", "binary", "grpc"]
+Protocol = Literal["rest", "binary", "grpc", "openai"]
 ID_WIDTH = 12
 ID_PLACEHOLDER = "~" * ID_WIDTH
 """Stands in a body where each request's own number goes; as wide as every number is written."""

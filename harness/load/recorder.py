@@ -9,6 +9,7 @@ import numpy as np
 
 from harness.load.job import Job
 from harness.load.recording import NOT_SENT, TIMEOUT, Columns
+from harness.load.stream import StreamColumns
 
 KEPT_BYTES = 64 << 20
 """Answers kept for inspection end here; how many were kept is in the result."""
@@ -21,6 +22,7 @@ class Recorder:
         self.columns = columns
         self.job = job
         self.answers: dict[int, bytes] = {}
+        self.stream = StreamColumns(columns.due_ns.size) if job.protocol == "openai" else None
         self.done = 0
         self.errors = 0
         self.after: Callable[[int], None] = lambda row: None
@@ -55,6 +57,8 @@ class Recorder:
         columns = self.columns
         for name, values in vars(columns).items():
             setattr(columns, name, np.concatenate([values, np.zeros_like(values)]))
+        if self.stream is not None:
+            self.stream.grow()
 
 
 def abandon(recorder: Recorder, count: int) -> None:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class StageResult:
     stopped: bool
     stall_s: float = 0.0
     """How long a generator's event loop stood still at most."""
+    gaps: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    """Of streamed answers: ``row`` and ``gap_ns`` of each pause between two events of one answer."""
     start_ns: int = 0
     """The stage's start on this machine's ``time.monotonic_ns``."""
 
@@ -115,6 +117,7 @@ def merge(results: Sequence[StageResult]) -> StageResult:
         max(result.cpu for result in results),
         any(result.stopped for result in results),
         max(result.stall_s for result in results),
+        {name: np.concatenate([result.gaps[name] for result in results]) for name in results[0].gaps},
     )
 
 
@@ -150,7 +153,11 @@ class _Worker:
             columns = {name: file[name] for name in file.files}
         summary = json.loads((self.directory / "summary.json").read_text())
         answers = {int(path.name): path.read_bytes() for path in (self.directory / "answers").iterdir()}
-        return StageResult(columns, answers, summary["cpu"], summary["stopped"], summary["stall_s"])
+        gaps = {}
+        if (self.directory / "gaps.npz").exists():
+            with np.load(self.directory / "gaps.npz") as file:
+                gaps = {name: file[name] for name in file.files}
+        return StageResult(columns, answers, summary["cpu"], summary["stopped"], summary["stall_s"], gaps)
 
     async def end(self) -> None:
         assert self.process.stdin is not None

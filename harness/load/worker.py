@@ -246,6 +246,11 @@ async def serve(directory: Path) -> None:
         (answers / str(row)).write_bytes(answer)
     columns = stage.recorder.columns.relative(start_ns, stage.count)
     columns["row"] = np.arange(stage.count, dtype=np.int64) * job.stride + job.first_row
+    stream = stage.recorder.stream
+    if stream is not None:
+        columns |= stream.relative(start_ns, stage.count)
+        gap_rows = np.array(stream.gap_rows, np.int64) * job.stride + job.first_row
+        np.savez(directory / "gaps.npz", row=gap_rows, gap_ns=np.array(stream.gaps_ns, np.int64))
     np.savez(directory / "samples.npz", **columns)  # type: ignore[arg-type]
     summary = {"cpu": cpu, "stopped": stage.stopped, "stall_s": stage.stall_s}
     (directory / "summary.json").write_text(json.dumps(summary))

@@ -18,7 +18,7 @@ from harness.records import CheckResult, LoadResult, Measurement, Outcome
 from harness.slo import parse_slo
 from scenarios.suites.capacity import Search, Trial, bracket, capacity, knee, next_rate
 from scenarios.suites.load import Plan
-from tests.helpers import scripted_server
+from tests.helpers import read_request, scripted_server
 from tests.scenarios.test_load_answers import REQUEST, infer_answer
 
 
@@ -75,7 +75,8 @@ async def test_capacity_of_a_server_of_known_speed(tmp_path: Path) -> None:
 
     def serve(connection: socket.socket, data: bytes) -> None:
         while data:
-            body = infer_answer(1.0, id=json.loads(data.rpartition(b"\r\n\r\n")[2])["id"])
+            _, sent = read_request(connection, data)
+            body = infer_answer(1.0, id=json.loads(sent)["id"])
             with turn:
                 time.sleep(0.01)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))

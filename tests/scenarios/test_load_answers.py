@@ -15,7 +15,7 @@ from harness.endpoint import Endpoint
 from harness.golden import read_payload
 from harness.records import CheckResult, LoadResult, Outcome
 from scenarios.suites.load import Plan, load
-from tests.helpers import scripted_server
+from tests.helpers import read_request, scripted_server
 
 REQUEST = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
 
@@ -25,9 +25,8 @@ def server(answer: Callable[[int, str], bytes]) -> Callable[[socket.socket, byte
 
     def serve(connection: socket.socket, data: bytes) -> None:
         while data:
-            while b"}]}" not in data:
-                data += connection.recv(65536)
-            body = answer(next(counter), json.loads(data.rpartition(b"\r\n\r\n")[2])["id"])
+            _, sent = read_request(connection, data)
+            body = answer(next(counter), json.loads(sent)["id"])
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
             data = connection.recv(65536)
 

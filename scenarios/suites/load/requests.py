@@ -54,6 +54,10 @@ async def encode(endpoint: Endpoint, plan: Plan) -> list[Encoded]:
         rest = await stack.enter_async_context(
             RestClient(endpoint.url, endpoint.model, host=endpoint.host, timeout_s=max(plan.timeout_s, 30))
         )
+        if plan.protocol == "openai":
+            from scenarios.suites.load import openai
+
+            return await openai.encode(endpoint, rest)
         grpc = None
         if endpoint.grpc_address:
             client = GrpcClient(endpoint.grpc_address, endpoint.model, authority=endpoint.host, timeout_s=30)
@@ -161,6 +165,11 @@ def wrong_answers(
         if item.problem:
             continue  # there is nothing to compare with, and the check of the answers says so
         try:
+            if protocol == "openai":
+                from scenarios.suites.load.openai import read_stream
+
+                read_stream(content)
+                continue
             if protocol == "grpc":
                 came = parse_grpc(MESSAGES["ModelInferResponse"].FromString(content))
             else:
