@@ -18,7 +18,7 @@ from cluster.local import podshim
 from cluster.local.provider import LocalCluster
 from cluster.provider import PROVIDERS, ClusterSpec
 from harness.environments import cache_directory
-from harness.errors import EXIT_FAILED, ClusterError, UsageError
+from harness.errors import EXIT_FAILED, ClusterError, EnvironmentError_, UsageError
 from harness.runtimes import build_model, find_runtime, model_specs, runtime_specs
 from harness.session import emit_json
 
@@ -182,7 +182,12 @@ def serve(
     print(f"{runtime.name} serves {model}: http://{host}:{http_port}, gRPC {host}:{grpc_port}", file=sys.stderr)
     print(f"golden cases: {built.golden}", file=sys.stderr)
     scratch = cache_directory() / "serve"  # what servers leave in their working directory
-    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentError_(
+            f"cannot write {scratch}: {error.strerror}; free some space or point SERVECERT_CACHE elsewhere"
+        ) from error
     variables = {**os.environ, **declared, **environment}
     raise typer.Exit(_foreground(command, variables, scratch))
 

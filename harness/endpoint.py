@@ -37,12 +37,12 @@ class Endpoint:
 
 
 def check_url(url: str) -> str:
-    """A base URL without a trailing slash. Raises UsageError; https is not spoken by the load engine yet."""
-    parts = urlsplit(url)
+    """A base URL without a trailing slash. Raises UsageError."""
     try:
-        port_fits = parts.port is None or 0 < parts.port < 65536
-    except ValueError:
-        port_fits = False
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_fits:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is none, a bracket that is not closed
+        fits = False
+    if not fits:
         raise UsageError(f"expected a URL such as http://127.0.0.1:8080, got {url!r}")
     return url.rstrip("/")

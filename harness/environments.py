@@ -31,9 +31,15 @@ def cache_directory() -> Path:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """One process at a time; the lock goes away with its holder, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    """One process at a time; the lock goes away with its holder, however that ends. Raises EnvironmentError_."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise EnvironmentError_(
+            f"cannot write {path.parent}: {error.strerror}; free some space or point SERVECERT_CACHE elsewhere"
+        ) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

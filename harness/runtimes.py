@@ -259,19 +259,28 @@ def build_model(name: str, progress: Progress = lambda line: None, stop: threadi
     with exclusive(path.with_suffix(".lock")):
         if (path / "complete").exists():
             return built
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
-        progress(f"building the model {name}")
-        result = subprocess.run(
-            [str(python), str(builder), "--out", str(path), *spec.arguments],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            check=False,
-            env={**os.environ, "PYTHONPATH": str(CATALOG / "models")},
-        )
-        if result.returncode != 0:
-            shutil.rmtree(path, ignore_errors=True)
-            raise EnvironmentError_(f"building the model {name} failed:\n{(result.stdout + result.stderr)[-2000:]}")
-        (path / "complete").touch()
+        try:
+            _build_model(spec, path, builder, python, progress)
+        except OSError as error:
+            raise EnvironmentError_(
+                f"cannot write {path}: {error.strerror}; free some space or point SERVECERT_CACHE elsewhere"
+            ) from error
     return built
+
+
+def _build_model(spec: ModelSpec, path: Path, builder: Path, python: Path, progress: Progress) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    progress(f"building the model {spec.name}")
+    result = subprocess.run(
+        [str(python), str(builder), "--out", str(path), *spec.arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(CATALOG / "models")},
+    )
+    if result.returncode != 0:
+        shutil.rmtree(path, ignore_errors=True)
+        raise EnvironmentError_(f"building the model {spec.name} failed:\n{(result.stdout + result.stderr)[-2000:]}")
+    (path / "complete").touch()

@@ -151,6 +151,8 @@ def test_image_that_nobody_knows_is_exit_3(tmp_path: Path) -> None:
         (["run", "nowhere.yaml"], ["nowhere.yaml", "quickstart"]),
         (["run", "quickstart", "--set", "steps.0.rate=5"], ["steps.0", "rate"]),
         (["run", "quickstart", "--provider", "moon"], ["moon", "local"]),
+        (["conformance", "http://[::1", "--model", "m"], ["http://127.0.0.1:8080", "[::1"]),
+        (["conformance", "http://127.0.0.1:99999", "--model", "m"], ["99999"]),
         (["conformance", "ftp://x", "--model", "m"], ["http://127.0.0.1:8080", "ftp"]),
         (["conformance", "http://127.0.0.1:1", "--model", "m", "--profile", "soap"], ["profile", "soap"]),
         (["conformance", "http://127.0.0.1:1", "--model", "m", "--profile", "grpc"], ["--grpc"]),
@@ -377,7 +379,18 @@ def _started(tmp_path: Path) -> subprocess.Popen[str]:
 
 def _nothing_left(tmp_path: Path) -> None:
     wait_until(lambda: not processes_mentioning(str(tmp_path)), 15, "the end of every process")
-    wait_until(lambda: set(os.listdir(tmp_path)) <= {"scenario.yaml", "run"}, 15, "the end of every temporary file")
+
+    def left() -> list[str]:
+        return [
+            str(path)
+            for path in tmp_path.rglob("*")
+            if path.relative_to(tmp_path).parts[0] not in ("scenario.yaml", "run")
+        ]
+
+    deadline = time.monotonic() + 15
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left() == []
 
 
 def test_ctrl_c_cleans_up_writes_the_report_and_is_exit_130(tmp_path: Path) -> None:
@@ -437,6 +450,20 @@ def test_unwritable_directory_is_exit_3() -> None:
     result = servecert("run", "quickstart", "--out", "/proc/servecert-run")
     assert result.returncode == 3
     assert "--out" in result.stderr
+
+
+def test_unwritable_cache_is_exit_3_and_names_the_way_out(tmp_path: Path) -> None:
+    environment = {**os.environ, "SERVECERT_CACHE": "/proc/servecert"}
+    path = scenario(tmp_path)
+    for command in (
+        ["run", str(path), "--out", str(tmp_path / "run")],
+        ["runtimes", "serve", "reference", "--model", "identity"],
+        ["cluster", "up"],
+    ):
+        result = servecert(*command, env=environment)
+        assert result.returncode == 3, result.stderr
+        assert "/proc/servecert" in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_closed_standard_output_does_not_end_in_a_traceback() -> None:

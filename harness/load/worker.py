@@ -261,7 +261,11 @@ def main() -> int:
     with contextlib.suppress(PermissionError):
         os.nice(-10)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle: it closes standard input
-    uvloop.run(serve(Path(sys.argv[1])))
+    directory = Path(sys.argv[1])
+    try:
+        uvloop.run(serve(directory))
+    except BrokenPipeError:  # the parent was gone before we were ready
+        shutil.rmtree(directory, ignore_errors=True)
     return 0
 
 
