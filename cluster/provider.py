@@ -21,6 +21,8 @@ class ClusterSpec:
     api_port: int = 0
     ingress_port: int = 0
     mirrors: dict[str, str] = field(default_factory=dict)
+    bookmark_s: float = 10.0
+    """How often a quiet watch of the embedded API says where it stands."""
 
 
 class Cluster(Protocol):

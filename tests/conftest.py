@@ -33,5 +33,6 @@ def reference(identity: BuiltModel) -> Iterator[Reference]:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    with LocalCluster.start(ClusterSpec("local", tmp_path_factory.mktemp("cluster") / "local")) as running:
+    directory = tmp_path_factory.mktemp("cluster") / "local"
+    with LocalCluster.start(ClusterSpec("local", directory, bookmark_s=1.0)) as running:
         yield running

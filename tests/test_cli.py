@@ -256,14 +256,12 @@ def test_baseline_turns_known_failures_into_known_deviations(tmp_path: Path) -> 
     baseline = tmp_path / "baseline.yaml"
     baseline.write_text("- {checks: [rest.infer.model_version], reason: fixed in the next release}\n")
     with reference_server(build_model("identity").artifacts, mutant="model_version_is_null") as server:
-        bare = servecert("conformance", server.url, "--model", "identity", "--profile", "rest")
-        with_it = servecert(
+        result = servecert(
             "conformance", server.url, "--model", "identity", "--profile", "rest", "--baseline", str(baseline)
         )
-    assert bare.returncode == 1
-    assert "rest.infer.model_version" in bare.stderr
-    assert with_it.returncode == 0, with_it.stderr
-    assert "1 known" in with_it.stderr
+    assert result.returncode == 0, result.stderr
+    assert "1 known" in result.stderr
+    # What the same server is called without the list, tests/faults shows.
 
 
 def test_unreachable_server_is_exit_3_and_says_how_to_look(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class LocalCluster:
             raise ClusterError(f"cannot write {directory}: {error.strerror}; choose another directory") from error
         command = [sys.executable, "-m", "cluster.local.daemon", "--directory", str(directory)]
         command += ["--api-port", str(spec.api_port), "--ingress-port", str(spec.ingress_port)]
-        command += ["--mirrors", json.dumps(spec.mirrors)]
+        command += ["--mirrors", json.dumps(spec.mirrors), "--bookmark-seconds", str(spec.bookmark_s)]
         lifeline = -1
         with log:
             if detached:
