@@ -1,4 +1,4 @@
-"""Who watches a run while it happens: the terminal, or nobody."""
+"""Who watches a run while it happens: the terminal, for one."""
 
 from __future__ import annotations
 
@@ -19,19 +19,5 @@ class Observer(Protocol):
 
     def record(self, record: Record) -> None:
         """Something was learnt."""
-
-    def step_done(self, name: str, seconds: float) -> None: ...
-
-
-class Silent:
-    """Watches nothing."""
-
-    def phase(self, text: str) -> None: ...
-
-    def status(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def record(self, record: Record) -> None: ...
 
     def step_done(self, name: str, seconds: float) -> None: ...

@@ -19,7 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import numpy as np
 import psutil
 import yaml
 
@@ -252,8 +251,3 @@ def _read_lines(path: Path, build: Callable[[dict[str, Any]], _T]) -> list[_T]:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-") or "unnamed"
-
-
-def error_counts(batch: SampleBatch) -> dict[str, int]:
-    counts = np.bincount(batch.error, minlength=len(batch.error_classes))
-    return {name: int(count) for name, count in zip(batch.error_classes[1:], counts[1:], strict=False) if count}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.errors import EXIT_BRING_UP, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PASSED
-from harness.records import CheckResult, Level, Outcome
+from harness.records import CheckResult, Outcome
 from harness.runstore import Run
 
 WORDS = {
@@ -104,11 +104,3 @@ def judge(run: Run) -> Verdict:
         for error in errors:
             code = max(code, int(error.get("exit_code", EXIT_FAILED)))
     return Verdict(code, tuple(dict.fromkeys(reasons)))
-
-
-def advisories(checks: list[CheckResult]) -> list[CheckResult]:
-    return [
-        check
-        for check in checks
-        if check.outcome is Outcome.FAILED and not check.known and check.level is not Level.MUST
-    ]
