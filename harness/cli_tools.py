@@ -17,8 +17,8 @@ from rich.table import Table
 from cluster.local import podshim
 from cluster.local.provider import LocalCluster
 from cluster.provider import PROVIDERS, ClusterSpec
-from harness.environments import cache_directory
-from harness.errors import EXIT_FAILED, ClusterError, EnvironmentError_, UsageError
+from harness.environments import cache_directory, unwritable
+from harness.errors import EXIT_FAILED, ClusterError, UsageError
 from harness.runtimes import build_model, find_runtime, model_specs, runtime_specs
 from harness.session import emit_json
 
@@ -185,9 +185,7 @@ def serve(
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EnvironmentError_(
-            f"cannot write {scratch}: {error.strerror}; free some space or point SERVECERT_CACHE elsewhere"
-        ) from error
+        raise unwritable(scratch, error) from error
     variables = {**os.environ, **declared, **environment}
     raise typer.Exit(_foreground(command, variables, scratch))
 

@@ -95,7 +95,7 @@ def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster) -> E
 
 
 class Engine:
-    """One run of one scenario. ``interrupted`` is set when it was cancelled from outside."""
+    """One run of one scenario."""
 
     def __init__(self, scenario: Scenario, store: RunStore, observer: Observer) -> None:
         self.scenario = scenario
@@ -127,16 +127,7 @@ class Engine:
             self.stop.set()
 
     def _error(self, error: ServecertError, service: str = "") -> None:
-        self.store.info["errors"].append(
-            {
-                "kind": type(error).__name__,
-                "message": str(error).partition("\nlast log lines:\n")[0],
-                "exit_code": error.exit_code,
-                "service": service,
-                "log": error.logs if isinstance(error, DeployError) else "",
-            }
-        )
-        self.store.save_info()
+        self.store.add_error(error, service)
         self.observer.note(str(error))
 
     def _event(self, what: str, detail: str = "") -> None:

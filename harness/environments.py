@@ -29,6 +29,12 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "servecert"
 
 
+def unwritable(path: Path, error: OSError) -> EnvironmentError_:
+    return EnvironmentError_(
+        f"cannot write {path}: {error.strerror}; free some space or point SERVECERT_CACHE elsewhere"
+    )
+
+
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """One process at a time; the lock goes away with its holder, however that ends. Raises EnvironmentError_."""
@@ -36,9 +42,7 @@ def exclusive(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
     except OSError as error:
-        raise EnvironmentError_(
-            f"cannot write {path.parent}: {error.strerror}; free some space or point SERVECERT_CACHE elsewhere"
-        ) from error
+        raise unwritable(path.parent, error) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -22,7 +22,7 @@ from typing import IO, Any, TypeVar
 import psutil
 import yaml
 
-from harness.errors import RunStoreError
+from harness.errors import DeployError, RunStoreError, ServecertError
 from harness.records import (
     CheckResult,
     LoadResult,
@@ -131,6 +131,19 @@ class RunStore:
     def write_manifest(self, name: str, manifest: dict[str, Any]) -> None:
         text = yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True)
         self.write_text(f"manifests/{_slug(name)}.yaml", text)
+
+    def add_error(self, error: ServecertError, service: str = "") -> None:
+        """What kept the run, or one service of it, from being measured."""
+        self.info["errors"].append(
+            {
+                "kind": type(error).__name__,
+                "message": str(error).partition("\nlast log lines:\n")[0],
+                "exit_code": error.exit_code,
+                "service": service,
+                "log": error.logs if isinstance(error, DeployError) else "",
+            }
+        )
+        self.save_info()
 
     def writable(self) -> bool:
         """Whether the directory still takes writes."""

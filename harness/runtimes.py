@@ -17,7 +17,15 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.environments import Progress, build_environment, cache_directory, environment_path, exclusive, is_built
+from harness.environments import (
+    Progress,
+    build_environment,
+    cache_directory,
+    environment_path,
+    exclusive,
+    is_built,
+    unwritable,
+)
 from harness.errors import EnvironmentError_, RuntimeSpecError, UsageError
 from harness.records import Deviation
 
@@ -262,9 +270,7 @@ def build_model(name: str, progress: Progress = lambda line: None, stop: threadi
         try:
             _build_model(spec, path, builder, python, progress)
         except OSError as error:
-            raise EnvironmentError_(
-                f"cannot write {path}: {error.strerror}; free some space or point SERVECERT_CACHE elsewhere"
-            ) from error
+            raise unwritable(path, error) from error
     return built
 
 

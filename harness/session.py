@@ -82,15 +82,7 @@ def execute(name: str, seed: int, work: Work, output: Output) -> int:
             except ServecertError as error:
                 if error.exit_code == EXIT_USAGE:
                     raise
-                store.info["errors"].append(
-                    {
-                        "kind": type(error).__name__,
-                        "message": str(error),
-                        "exit_code": error.exit_code,
-                        "service": "",
-                        "log": "",
-                    }
-                )
+                store.add_error(error)
         store.finish(EXIT_INTERRUPTED if interrupted else 0)
         verdict = judge(read_run(directory))
         store.finish(verdict.exit_code)

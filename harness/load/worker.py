@@ -1,9 +1,9 @@
 """The generator's process: ``python -m harness.load.worker DIRECTORY``.
 
 Reads ``job.json`` and what lies beside it, says that it is ready, starts at the moment that it is told, prints a line
-of JSON twice a second, and writes ``samples.npz`` and
-``answers/`` when the stage is over. SIGTERM ends it early, with what there is. When its standard input closes, nobody
-waits for the result any more: it ends without one and removes the directory.
+of JSON twice a second, and writes ``samples.npz`` and ``answers/`` when the stage is over. SIGTERM ends it early, with
+what there is. When its standard input closes, nobody waits for the result any more: it ends without one and removes the
+directory.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ import pytest
 
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError, ProtocolError
+from harness.protocol.openai import read_stream
 from harness.records import CheckResult, LoadResult, Outcome
 from harness.slo import parse_slo
 from scenarios.suites.load import Plan, load
-from scenarios.suites.load.openai import read_stream
 from tests.helpers import read_request, scripted_server
 
 FIRST_S, GAP_S, TOKENS = 0.05, 0.02, 6

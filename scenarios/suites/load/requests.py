@@ -19,6 +19,7 @@ from harness.numeric import EXACT, TOLERANCES, distance
 from harness.protocol.grpc_client import GrpcClient, infer_request
 from harness.protocol.grpc_client import parse_infer as parse_grpc
 from harness.protocol.messages import MESSAGES, SERVICE
+from harness.protocol.openai import read_stream
 from harness.protocol.rest import HEADER_LENGTH, RestAnswer, RestClient, binary_request, json_body, json_request
 from harness.protocol.rest import parse_infer as parse_rest
 from harness.protocol.tensors import InferResult, Tensor
@@ -166,8 +167,6 @@ def wrong_answers(
             continue  # there is nothing to compare with, and the check of the answers says so
         try:
             if protocol == "openai":
-                from scenarios.suites.load.openai import read_stream
-
                 read_stream(content)
                 continue
             if protocol == "grpc":
