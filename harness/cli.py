@@ -15,6 +15,7 @@ from harness.endpoint import Endpoint, check_url
 from harness.engine import Engine, default_directory
 from harness.errors import EXIT_INTERRUPTED, ServecertError, UsageError
 from harness.golden import read_json_object, read_payload
+from harness.load.distributed import Address
 from harness.observer import Observer
 from harness.records import Deviation
 from harness.runstore import RunStore, read_run
@@ -225,11 +226,16 @@ def parity(
 Duration = Annotated[str | None, typer.Option(metavar="T", help="of the measured part, such as 30s")]
 Arrivals = Annotated[str, typer.Option(help="constant, poisson or gamma")]
 Burstiness = Annotated[float, typer.Option(metavar="CV", help="of gamma arrivals: 1 is Poisson, above it bursts")]
-LoadProtocol = Annotated[str, typer.Option("--protocol", help="rest, binary, grpc or openai (streamed chat)")]
+LoadProtocol = Annotated[
+    str, typer.Option("--protocol", help="rest, binary, grpc, grpc-stream or openai (streamed chat)")
+]
 Warmup = Annotated[str, typer.Option(metavar="T", help="sent before, and not in the result; or: steady")]
 Timeout = Annotated[str, typer.Option(metavar="T", help="from the moment a request is due")]
 Connections = Annotated[int, typer.Option(metavar="N", help="at most so many at once")]
 Processes = Annotated[int, typer.Option(metavar="N", help="generators; one a core")]
+Workers = Annotated[
+    str | None, typer.Option(metavar="URL", help="generators elsewhere: locust://HOST:PORT?expect=N to wait for them")
+]
 SloOption = Annotated[list[str] | None, typer.Option(metavar="EXPR", help="such as 'p99 < 50ms'; may be repeated")]
 Seed = Annotated[int, typer.Option(help="of the arrivals")]
 Payloads = Annotated[
@@ -275,7 +281,8 @@ def load(
         Path | None, typer.Option(metavar="FILE", help="CSV with a time in seconds first on each line, to replay")
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(metavar="N", help="clients that each wait for their answer")
+        str | None,
+        typer.Option(metavar="N", help="clients that each wait for their answer; or: max, for the highest throughput"),
     ] = None,
     think: Annotated[str, typer.Option(metavar="T", help="between an answer and the client's next request")] = "0s",
     arrivals: Arrivals = "poisson",
@@ -285,6 +292,7 @@ def load(
     timeout: Timeout = "10s",
     connections: Connections = 256,
     processes: Processes = 1,
+    workers: Workers = None,
     slo: SloOption = None,
     seed: Seed = 1,
     grpc: Grpc = "",
@@ -310,6 +318,7 @@ def load(
         "timeout": timeout,
         "connections": connections,
         "processes": processes,
+        "workers": workers,
         "slo": slo or [],
         "think": think,
     }
@@ -337,6 +346,7 @@ def capacity(
     timeout: Timeout = "10s",
     connections: Connections = 256,
     processes: Processes = 1,
+    workers: Workers = None,
     seed: Seed = 1,
     grpc: Grpc = "",
     host: Host = "",
@@ -363,11 +373,27 @@ def capacity(
         "timeout": timeout,
         "connections": connections,
         "processes": processes,
+        "workers": workers,
         "slo": slo or [],
     }
     step = _validated(CapacityStep, values)
     endpoint = _load_endpoint(url, model, grpc, host, payload, golden, protocol)
     _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
+
+
+@app.command()
+def worker(
+    master: Annotated[str, typer.Argument(metavar="URL", help="locust://HOST:PORT, where the load is commanded")],
+    once: Annotated[bool, typer.Option(help="end with the first master; otherwise wait for the next one")] = False,
+) -> None:
+    """Sends load for a servecert on another machine, as a Locust worker."""
+    from harness.load.distributed.serve import serve
+
+    try:
+        address = Address.parse(master)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    raise typer.Exit(serve(address, once))
 
 
 @app.command()

@@ -25,6 +25,7 @@ from pydantic import (
 
 from harness.errors import RuntimeSpecError, ScenarioError, UsageError
 from harness.load.arrivals import Segment
+from harness.load.distributed import Address
 from harness.numeric import Tolerance
 from harness.runtimes import find_model, find_runtime, model_specs, runtime_specs
 from harness.shapes import EXPECTED, parse_shape
@@ -75,6 +76,18 @@ Slo = Annotated[
     str,
     BeforeValidator(_objective),
     WithJsonSchema({"type": "string", "examples": ["p99 < 50ms", "errors < 0.1%", "rate >= 99% of 200/s"]}),
+]
+
+
+def _workers(value: object) -> object:
+    Address.parse(str(value))
+    return value
+
+
+Workers = Annotated[
+    str,
+    BeforeValidator(_workers),
+    WithJsonSchema({"type": "string", "pattern": "^locust://", "examples": ["locust://0.0.0.0:5557?expect=2"]}),
 ]
 
 
@@ -144,10 +157,13 @@ class _Traffic(_Step):
     duration: Duration | None = Field(None, description="of the measured part")
     arrivals: Literal["constant", "poisson", "gamma"] = "poisson"
     burstiness: float = Field(1.0, gt=0, description="of gamma arrivals: 1 is Poisson, above it comes in bursts")
-    protocol: Literal["rest", "binary", "grpc", "openai"] = "rest"
+    protocol: Literal["rest", "binary", "grpc", "grpc-stream", "openai"] = "rest"
     timeout: Duration = Field(10.0, validate_default=False, description="from the moment a request is due")
     connections: int = Field(256, ge=1, description="at most so many at once; more requests wait on the client's side")
     processes: int = Field(1, ge=1, le=64, description="generators; one a core")
+    workers: Workers | None = Field(
+        None, description="generators on other machines, by Locust: locust://HOST:PORT?expect=N, where they connect to"
+    )
     slo: list[Slo] = Field(default_factory=list)
 
     @field_validator("duration", "timeout")
@@ -161,10 +177,15 @@ class _Traffic(_Step):
     def _bursts_are_gammas(self) -> _Traffic:
         if self.burstiness != 1 and self.arrivals != "gamma":
             raise ValueError("'burstiness' goes with 'arrivals: gamma'")
+        if self.workers and self.processes != 1:
+            raise ValueError("'processes' are generators on this machine, 'workers' elsewhere; expected one of them")
         return self
 
     def objectives(self) -> tuple[Objective, ...]:
         return tuple(parse_slo(text) for text in self.slo)
+
+
+Concurrency = Annotated[int, Field(ge=1)] | Literal["max"]
 
 
 class LoadStep(_Traffic):
@@ -174,7 +195,11 @@ class LoadStep(_Traffic):
     rate: Rate | None = Field(None, description="open loop: requests a second, whatever the server does")
     shape: str | None = Field(None, description=f"open loop, a rate over time: {EXPECTED.removeprefix('expected ')}")
     trace: Path | None = Field(None, description="open loop, a CSV file with a time in seconds first on each line")
-    concurrency: int | None = Field(None, ge=1, description="closed loop: so many clients, each waiting for its answer")
+    concurrency: Concurrency | None = Field(
+        None,
+        description="closed loop: so many clients, each waiting for its answer (1 is a single stream); or max: as many"
+        " as bring the highest throughput",
+    )
     think: Duration = Field(0.0, validate_default=False, description="between an answer and the client's next request")
     warmup: Duration | Literal["steady"] = Field(
         1.0, validate_default=False, description="sent before, and not in the result; or until the service is steady"

@@ -32,6 +32,7 @@ def load_plan(step: LoadStep | CapacityStep, name: str, seed: int) -> Plan:
         timeout_s=step.timeout,
         connections=step.connections,
         processes=step.processes,
+        workers=step.workers or "",
         seed=seed,
         objectives=step.objectives(),
     )
@@ -43,7 +44,8 @@ def load_plan(step: LoadStep | CapacityStep, name: str, seed: int) -> Plan:
         segments=tuple(step.segments()),
         shape=step.shape or "",
         trace=step.trace,
-        concurrency=step.concurrency,
+        concurrency=1 if step.concurrency == "max" else step.concurrency,
+        most_throughput=step.concurrency == "max",
         think_s=step.think,
     )
 
@@ -70,7 +72,7 @@ def records_of(
         )
 
     if step.suite == "load":
-        return load(endpoint, plan, samples_name(name), show)
+        return load(endpoint, plan, samples_name(name), show, observer.note)
     search = Search(plan, step.start, step.most, step.tolerance, step.repeats)
     return capacity(endpoint, search, samples_name, show, observer.note)
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Protocol = Literal["rest", "binary", "grpc", "openai"]
+Protocol = Literal["rest", "binary", "grpc", "grpc-stream", "openai"]
+STREAMED = ("grpc-stream", "openai")
+"""Protocols whose answers come in pieces, which are timed one by one."""
 ID_WIDTH = 12
 ID_PLACEHOLDER = "~" * ID_WIDTH
 """Stands in a body where each request's own number goes; as wide as every number is written."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from harness.load.job import Job
+from harness.load.job import STREAMED, Job
 from harness.load.recording import NOT_SENT, TIMEOUT, Columns
 from harness.load.stream import StreamColumns
 
@@ -22,7 +22,7 @@ class Recorder:
         self.columns = columns
         self.job = job
         self.answers: dict[int, bytes] = {}
-        self.stream = StreamColumns(columns.due_ns.size) if job.protocol == "openai" else None
+        self.stream = StreamColumns(columns.due_ns.size) if job.protocol in STREAMED else None
         self.done = 0
         self.errors = 0
         self.after: Callable[[int], None] = lambda row: None

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -56,25 +56,17 @@ class StageResult:
     """The stage's start on this machine's ``time.monotonic_ns``."""
 
 
-async def run_stage(
-    job: Job, bodies: Sequence[bytes], due_ns: Times | None, progress: Callable[[Progress], None], processes: int = 1
-) -> StageResult:
-    """One stage by ``processes`` generators; ``due_ns``, from the start, makes it an open loop, in turns.
+class Together:
+    """Adds up what several generators say of themselves."""
 
-    Cancelling ends them. Raises WorkerError.
-    """
-    if (due_ns is None) == (job.concurrency is None):
-        raise ValueError("expected either due times (open loop) or a concurrency (closed loop)")
-    if due_ns is not None and due_ns.size == 0:
-        raise ValueError("expected at least one due time")
-    last_s = job.duration_s if due_ns is None else float(due_ns[-1]) / 1e9
-    limit_s = last_s + job.timeout_s + 30
-    seen: dict[int, Progress] = {}
+    def __init__(self, progress: Callable[[Progress], None]) -> None:
+        self._progress = progress
+        self._seen: dict[int, Progress] = {}
 
-    def tell(place: int, one: Progress) -> None:
-        seen[place] = one
-        parts = list(seen.values())
-        progress(
+    def part(self, place: int, one: Progress) -> None:
+        self._seen[place] = one
+        parts = list(self._seen.values())
+        self._progress(
             Progress(
                 max(part.elapsed_s for part in parts),
                 sum(part.done for part in parts),
@@ -83,23 +75,78 @@ async def run_stage(
             )
         )
 
+
+def stage_length_s(job: Job, due_ns: Times | None) -> float:
+    """From its start to its last request. Raises ValueError where the job is neither an open nor a closed loop."""
+    if (due_ns is None) == (job.concurrency is None):
+        raise ValueError("expected either due times (open loop) or a concurrency (closed loop)")
+    if due_ns is None:
+        return job.duration_s
+    if due_ns.size == 0:
+        raise ValueError("expected at least one due time")
+    return float(due_ns[-1]) / 1e9
+
+
+def shares(job: Job, due_ns: Times | None, generators: int) -> list[tuple[Job, Times | None]]:
+    """What each generator does: due times in turns, clients in equal parts; fewer shares where there are fewer
+    clients than generators."""
+    parts: list[tuple[Job, Times | None]] = []
+    for place in range(generators):
+        mine = dataclasses.replace(job, first_row=place, stride=generators)
+        if job.concurrency is not None:
+            clients = job.concurrency // generators + (place < job.concurrency % generators)
+            if clients == 0:
+                continue
+            mine = dataclasses.replace(mine, concurrency=clients)
+        part = None if due_ns is None else due_ns[place::generators]
+        if part is None or part.size:
+            parts.append((mine, part))
+    return parts
+
+
+class Generators(Protocol):
+    """Whatever carries out a stage: processes on this machine, or workers elsewhere."""
+
+    @property
+    def count(self) -> int: ...
+
+    async def run(
+        self, job: Job, bodies: Sequence[bytes], due_ns: Times | None, progress: Callable[[Progress], None]
+    ) -> StageResult:
+        """Cancelling ends it. Raises WorkerError."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalGenerators:
+    count: int = 1
+
+    async def run(
+        self, job: Job, bodies: Sequence[bytes], due_ns: Times | None, progress: Callable[[Progress], None]
+    ) -> StageResult:
+        return await run_stage(job, bodies, due_ns, progress, self.count)
+
+
+async def run_stage(
+    job: Job, bodies: Sequence[bytes], due_ns: Times | None, progress: Callable[[Progress], None], processes: int = 1
+) -> StageResult:
+    """One stage by ``processes`` generators; ``due_ns``, from the start, makes it an open loop, in turns.
+
+    Cancelling ends them. Raises WorkerError.
+    """
+    limit_s = stage_length_s(job, due_ns) + job.timeout_s + 30
+    tell = Together(progress)
     async with contextlib.AsyncExitStack() as stack:
-        workers = []
-        for place in range(processes):
-            mine = dataclasses.replace(job, first_row=place, stride=processes)
-            if job.concurrency is not None:
-                share = job.concurrency // processes + (place < job.concurrency % processes)
-                if share == 0:
-                    continue
-                mine = dataclasses.replace(mine, concurrency=share)
-            part = None if due_ns is None else due_ns[place::processes]
-            workers.append(await stack.enter_async_context(_worker(mine, bodies, part)))
+        workers = [
+            await stack.enter_async_context(_worker(mine, bodies, part))
+            for mine, part in shares(job, due_ns, processes)
+        ]
         try:
             async with asyncio.timeout(READY_S):
                 await asyncio.gather(*(worker.ready() for worker in workers))
             start_ns = time.monotonic_ns() + LEAD_NS
             async with asyncio.timeout(limit_s):
-                following = [worker.follow(start_ns, partial(tell, place)) for place, worker in enumerate(workers)]
+                following = [worker.follow(start_ns, partial(tell.part, place)) for place, worker in enumerate(workers)]
                 await asyncio.gather(*following)
         except TimeoutError as error:
             raise WorkerError(f"a load worker did not end within {limit_s:g} s") from error
@@ -119,6 +166,28 @@ def merge(results: Sequence[StageResult]) -> StageResult:
         max(result.stall_s for result in results),
         {name: np.concatenate([result.gaps[name] for result in results]) for name in results[0].gaps},
     )
+
+
+def read_result(directory: Path) -> StageResult:
+    """What one generator left in its directory."""
+    with np.load(directory / "samples.npz") as file:
+        columns = {name: file[name] for name in file.files}
+    summary = json.loads((directory / "summary.json").read_text())
+    answers = {int(path.name): path.read_bytes() for path in (directory / "answers").iterdir()}
+    gaps = {}
+    if (directory / "gaps.npz").exists():
+        with np.load(directory / "gaps.npz") as file:
+            gaps = {name: file[name] for name in file.files}
+    return StageResult(columns, answers, summary["cpu"], summary["stopped"], summary["stall_s"], gaps)
+
+
+def write_task(directory: Path, job: Job, bodies: Sequence[bytes], due_ns: Times | None) -> None:
+    """What a generator needs to find in its directory."""
+    for request, body in zip(job.requests, bodies, strict=True):
+        (directory / request.body).write_bytes(body)
+    if due_ns is not None:
+        np.save(directory / "due.npy", due_ns)
+    job.write(directory)
 
 
 class _Worker:
@@ -149,15 +218,7 @@ class _Worker:
         raise WorkerError(f"the load worker ended with exit code {self.process.returncode}: {words[-2000:]}")
 
     def result(self) -> StageResult:
-        with np.load(self.directory / "samples.npz") as file:
-            columns = {name: file[name] for name in file.files}
-        summary = json.loads((self.directory / "summary.json").read_text())
-        answers = {int(path.name): path.read_bytes() for path in (self.directory / "answers").iterdir()}
-        gaps = {}
-        if (self.directory / "gaps.npz").exists():
-            with np.load(self.directory / "gaps.npz") as file:
-                gaps = {name: file[name] for name in file.files}
-        return StageResult(columns, answers, summary["cpu"], summary["stopped"], summary["stall_s"], gaps)
+        return read_result(self.directory)
 
     async def end(self) -> None:
         assert self.process.stdin is not None
@@ -176,11 +237,7 @@ class _Worker:
 async def _worker(job: Job, bodies: Sequence[bytes], due_ns: Times | None) -> AsyncIterator[_Worker]:
     with tempfile.TemporaryDirectory(prefix="servecert-load-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
-        for request, body in zip(job.requests, bodies, strict=True):
-            (directory / request.body).write_bytes(body)
-        if due_ns is not None:
-            np.save(directory / "due.npy", due_ns)
-        job.write(directory)
+        write_task(directory, job, bodies, due_ns)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

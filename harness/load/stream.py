@@ -1,4 +1,4 @@
-"""What is recorded of answers that come in pieces: server-sent events, one token or a few each.
+"""What is recorded of answers that come in pieces: server-sent events or messages, one token or a few each.
 
 Source: WHATWG HTML, Server-sent events, 9.2.6; OpenAI API, streaming (``data: [DONE]`` ends the stream).
 """
@@ -21,7 +21,7 @@ class StreamColumns:
         self.first_event_ns = np.zeros(count, np.int64)
         self.events = np.zeros(count, np.int32)
         self.finished = np.zeros(count, np.bool_)
-        """Whether ``[DONE]`` came."""
+        """Whether the end came: ``[DONE]``, or a stream's status OK."""
         self.gap_rows = array("q")
         self.gaps_ns = array("q")
 
@@ -49,19 +49,25 @@ class Events:
         self._last_ns = 0
 
     def feed(self, data: bytes) -> None:
-        now = time.monotonic_ns()
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if not line.startswith(b"data:"):
                 continue
-            columns, row = self._columns, self._row
             if line[5:].strip() == DONE:
-                columns.finished[row] = True
-                continue
-            columns.events[row] += 1
-            if self._last_ns:
-                columns.gap_rows.append(row)
-                columns.gaps_ns.append(now - self._last_ns)
+                self.finish()
             else:
-                columns.first_event_ns[row] = now
-            self._last_ns = now
+                self.event()
+
+    def event(self) -> None:
+        now = time.monotonic_ns()
+        columns, row = self._columns, self._row
+        columns.events[row] += 1
+        if self._last_ns:
+            columns.gap_rows.append(row)
+            columns.gaps_ns.append(now - self._last_ns)
+        else:
+            columns.first_event_ns[row] = now
+        self._last_ns = now
+
+    def finish(self) -> None:
+        self._columns.finished[self._row] = True

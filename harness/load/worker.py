@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
-from harness.load.grpc_unary import Channel
+from harness.load.grpc_calls import Channel, StreamingChannel
 from harness.load.http1 import Pool, encode
 from harness.load.job import Job
 from harness.load.recorder import Recorder, abandon
@@ -69,10 +69,11 @@ class Stage:
 
     def _sender(self, bodies: list[bytes]) -> Sender:
         job = self.job
-        if job.protocol == "grpc":
+        if job.protocol in ("grpc", "grpc-stream"):
             templates = [Template.of(body) for body in bodies]
             method = job.requests[0].target
-            return Channel(self.recorder, f"{job.host}:{job.port}", job.authority, method, templates, job.timeout_s)
+            kind = Channel if job.protocol == "grpc" else StreamingChannel
+            return kind(self.recorder, f"{job.host}:{job.port}", job.authority, method, templates, job.timeout_s)
         templates = [
             Template.of(encode(request.target, job.authority, request.headers, body))
             for request, body in zip(job.requests, bodies, strict=True)

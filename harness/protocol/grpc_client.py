@@ -137,6 +137,24 @@ class GrpcClient:
         note(Exchange(line, shown, "OK", _as_text(answer)))
         return answer
 
+    async def stream_infer(self, request: Any, *, timeout_s: float | None = None) -> list[Any]:
+        """One request by Triton's ModelStreamInfer; all its answers. Raises GrpcStatusError."""
+        stub = self._channel.unary_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=MESSAGES["ModelStreamInferResponse"].FromString,
+        )
+        line, shown = self._describe("ModelStreamInfer", request)
+        answers: list[Any] = []
+        try:
+            async for answer in stub(request, timeout=timeout_s or self.timeout_s):
+                answers.append(answer)
+        except grpc.aio.AioRpcError as error:
+            note(Exchange(line, shown, error.code().name, shorten(error.details() or "")))
+            raise GrpcStatusError(error.code(), error.details() or "") from error
+        note(Exchange(line, shown, "OK", shorten("\n".join(_as_text(answer) for answer in answers))))
+        return answers
+
     def _describe(self, method: str, request: Any) -> tuple[str, str]:
         text = _as_text(request)
         parts = ["grpcurl", "-plaintext", "-proto", "open_inference.proto"]

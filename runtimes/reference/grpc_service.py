@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -66,9 +66,15 @@ class GrpcService:
             "RepositoryModelLoad": self.repository_load,
             "RepositoryModelUnload": self.repository_unload,
         }
+        stream = grpc.stream_stream_rpc_method_handler(
+            self.stream_infer,
+            request_deserializer=MESSAGES["ModelInferRequest"].FromString,
+            response_serializer=lambda message: message.SerializeToString(),
+        )
         return grpc.method_handlers_generic_handler(
             SERVICE,
-            {
+            {"ModelStreamInfer": stream}
+            | {
                 name: grpc.unary_unary_rpc_method_handler(
                     _guard(method),
                     request_deserializer=MESSAGES[f"{name}Request"].FromString,
@@ -126,6 +132,17 @@ class GrpcService:
                 values = tensor.data if tensor.datatype == "BYTES" else tensor.data.tolist()
                 getattr(described.contents, _CONTENTS[tensor.datatype]).extend(values)
         return answer
+
+    async def stream_infer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        """Triton's protocol, extension for streams: a request that fails says so in its answer, and the stream goes
+        on."""
+        async for request in requests:
+            try:
+                yield MESSAGES["ModelStreamInferResponse"](infer_response=await self.model_infer(request))
+            except (InvalidRequest, NotFound, Unavailable) as error:
+                yield MESSAGES["ModelStreamInferResponse"](
+                    error_message=str(error), infer_response=MESSAGES["ModelInferResponse"](id=request.id)
+                )
 
 
 def _guard(method: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError
-from harness.load.runner import Progress
+from harness.load.runner import Generators, Progress
 from harness.records import CheckResult, Level, LoadResult, Measurement, Outcome, SampleBatch
-from scenarios.suites.load import Plan, load
+from scenarios.suites.load import Plan, open_generators, run_plan
 from scenarios.suites.load.results import judge_objective
 
 SUITE = "capacity"
@@ -91,6 +91,19 @@ async def capacity(
     note: Callable[[str], None],
 ) -> AsyncIterator[LoadResult | SampleBatch | CheckResult | Measurement]:
     """Raises MeasurementError where the generator and not the service was the limit."""
+    async with open_generators(search.plan, note) as generators:
+        async for record in _search(endpoint, search, samples_name, progress, note, generators):
+            yield record
+
+
+async def _search(
+    endpoint: Endpoint,
+    search: Search,
+    samples_name: Callable[[str], str],
+    progress: Callable[[Progress], None],
+    note: Callable[[str], None],
+    generators: Generators,
+) -> AsyncIterator[LoadResult | SampleBatch | CheckResult | Measurement]:
     trials: list[Trial] = []
     points: list[tuple[float, float]] = []
     while (rate := next_rate(trials, search)) is not None and len(trials) < MOST_TRIALS:
@@ -98,7 +111,7 @@ async def capacity(
         plan = replace(search.plan, name=name, rate_per_s=rate, seed=search.plan.seed + len(trials))
         result: LoadResult | None = None
         wrong = ""
-        async for record in load(endpoint, plan, samples_name(name), progress):
+        async for record in run_plan(endpoint, plan, samples_name(name), progress, generators, note):
             if isinstance(record, CheckResult):
                 if record.id == "load.answers" and record.outcome is Outcome.FAILED:
                     wrong = record.observed

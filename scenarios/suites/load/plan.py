@@ -33,6 +33,8 @@ class Plan:
     """How people wrote the segments."""
     trace: Path | None = None
     concurrency: int | None = None
+    most_throughput: bool = False
+    """Search the number of clients first that brings the highest throughput; ``concurrency`` is where it begins."""
     think_s: float = 0.0
     arrivals: str = "poisson"
     burstiness: float = 1.0
@@ -41,6 +43,8 @@ class Plan:
     timeout_s: float = 10.0
     connections: int = 256
     processes: int = 1
+    workers: str = ""
+    """``locust://`` address at which workers on other machines are waited for; empty: processes on this one."""
     seed: int = 1
     objectives: tuple[Objective, ...] = ()
 
@@ -99,7 +103,8 @@ class Plan:
     def describe(self) -> str:
         if self.concurrency is not None:
             thinking = f", thinking {self.think_s:g} s" if self.think_s else ""
-            return f"{self.concurrency} clients (closed loop{thinking})"
+            found = ", the fewest with the highest throughput" if self.most_throughput else ""
+            return f"{self.concurrency} clients (closed loop{thinking}{found})"
         if self.trace is not None:
             return f"trace {self.trace.name}"
         process = f"gamma, burstiness {self.burstiness:g}" if self.arrivals == "gamma" else self.arrivals

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -26,6 +27,7 @@ from harness.protocol.tensors import InferResult, Tensor
 from scenarios.suites.load.plan import Plan
 
 CYCLE = 4096
+GRPC = ("grpc", "grpc-stream")
 """Which request follows which is drawn once, for so many, and repeats."""
 
 
@@ -49,7 +51,7 @@ def request_id(row: int) -> str:
 
 async def encode(endpoint: Endpoint, plan: Plan) -> list[Encoded]:
     """Each case is asked alone first: what nobody knows the right answer to is compared with that."""
-    if plan.protocol == "grpc" and not endpoint.grpc_address:
+    if plan.protocol in GRPC and not endpoint.grpc_address:
         raise UsageError(f"{plan.name}: load over gRPC needs a gRPC address; give --grpc HOST:PORT")
     async with contextlib.AsyncExitStack() as stack:
         rest = await stack.enter_async_context(
@@ -96,10 +98,11 @@ def _difference(expected: Tensor, came: InferResult) -> str:
 
 def _encode_case(endpoint: Endpoint, plan: Plan, number: int, case: Case) -> Encoded:
     name = f"body-{number}.bin"
-    if plan.protocol == "grpc":
+    if plan.protocol in GRPC:
         raw = any(tensor.datatype in ("FP16", "BF16") for tensor in case.inputs)
         message = infer_request(endpoint.model, case.inputs, request_id=ID_PLACEHOLDER, raw=raw)
-        request = Request(f"/{SERVICE}/ModelInfer", {}, name, case.weight)
+        method = "ModelInfer" if plan.protocol == "grpc" else "ModelStreamInfer"
+        request = Request(f"/{SERVICE}/{method}", {}, name, case.weight)
         return Encoded(request, message.SerializeToString())
     path = f"{urlsplit(endpoint.url).path.rstrip('/')}/v2/models/{quote(endpoint.model, safe='')}/infer"
     if plan.protocol == "binary":
@@ -112,11 +115,23 @@ def _encode_case(endpoint: Endpoint, plan: Plan, number: int, case: Case) -> Enc
 
 
 async def _ask(plan: Plan, item: Encoded, rest: RestClient, grpc: GrpcClient | None) -> InferResult:
-    if plan.protocol == "grpc":
+    if plan.protocol in GRPC:
         assert grpc is not None
-        return parse_grpc(await grpc.call("ModelInfer", MESSAGES["ModelInferRequest"].FromString(item.body)))
+        request = MESSAGES["ModelInferRequest"].FromString(item.body)
+        if plan.protocol == "grpc":
+            return parse_grpc(await grpc.call("ModelInfer", request))
+        answers = await grpc.stream_infer(request)
+        if not answers or answers[-1].error_message:
+            raise ProtocolError(f"ModelStreamInfer: {answers[-1].error_message if answers else 'no answer'}")
+        return parse_grpc(answers[-1].infer_response)
     path = item.request.target.removeprefix(urlsplit(rest.base_url).path.rstrip("/"))
     return parse_rest(await rest.request("POST", path, item.body, item.request.headers))
+
+
+def _grpc_message(protocol: Protocol, content: bytes) -> Any:
+    if protocol == "grpc":
+        return MESSAGES["ModelInferResponse"].FromString(content)
+    return MESSAGES["ModelStreamInferResponse"].FromString(content).infer_response
 
 
 def draw_cycle(encoded: Sequence[Encoded], seed: int) -> tuple[int, ...]:
@@ -133,7 +148,7 @@ def build_job(endpoint: Endpoint, plan: Plan, encoded: Sequence[Encoded]) -> Job
     tls = parts.scheme == "https"
     host, port = parts.hostname or "", parts.port or (443 if tls else 80)
     authority = endpoint.host or parts.netloc
-    if plan.protocol == "grpc":
+    if plan.protocol in GRPC:
         host, _, number = endpoint.grpc_address.rpartition(":")
         port, authority, tls = int(number), endpoint.host, False
     try:
@@ -169,8 +184,8 @@ def wrong_answers(
             if protocol == "openai":
                 read_stream(content)
                 continue
-            if protocol == "grpc":
-                came = parse_grpc(MESSAGES["ModelInferResponse"].FromString(content))
+            if protocol in GRPC:
+                came = parse_grpc(_grpc_message(protocol, content))
             else:
                 came = parse_rest(RestAnswer(200, _binary_header(protocol, content), content, 0.0))
         except Exception as error:  # whatever a server may send; protobuf raises its own kinds

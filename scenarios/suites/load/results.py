@@ -65,6 +65,7 @@ def summarize_stage(
     stage: StageResult,
     samples_name: str,
     warmed_s: float | None = 0.0,
+    generators: int = 1,
 ) -> LoadResult:
     """``columns`` hold the warm-up too: throughput counts what was completed within the measured window, and a request
     of the warm-up that ended in it makes up for one that ended after it. ``warmed_s`` was spent before the stage until
@@ -107,7 +108,7 @@ def summarize_stage(
         error_rate_ci=wilson(errors, len(batch)),
         generator_cpu=round(stage.cpu, 4),
         generator_stall_s=round(stage.stall_s, 6),
-        generators=plan.processes,
+        generators=generators,
         valid=not reason,
         invalid_reason=reason,
         checked_answers=len(stage.answers),

@@ -1,4 +1,4 @@
-"""Unary gRPC calls from pre-serialized messages, each a task on one channel."""
+"""gRPC calls from pre-serialized messages, each a task on one channel."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 import grpc
 
 from harness.load.recorder import Recorder
-from harness.load.recording import CONNECT, GRPC_STATUS, TIMEOUT
+from harness.load.recording import CONNECT, GRPC_STATUS, TIMEOUT, TRUNCATED
+from harness.load.stream import Events
 from harness.load.template import Template
 
 MAX_MESSAGE_BYTES = 256 << 20
+ERROR_MESSAGE = b"\x0a"
+"""How a ModelStreamInferResponse with an ``error_message`` (field 1) begins."""
 
 
 class Channel:
@@ -39,6 +42,7 @@ class Channel:
         if authority:
             options.append(("grpc.default_authority", authority))
         self._channel = grpc.aio.insecure_channel(address, options=options)
+        self._method = method
         self._call = self._channel.unary_unary(method)
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
@@ -55,7 +59,7 @@ class Channel:
         columns.sent_ns[row] = sent
         left_s = max(0.001, (int(columns.due_ns[row]) + self._timeout_ns - sent) / 1e9)
         try:
-            answer = await self._call(message, timeout=left_s)
+            await self._answer(row, message, left_s)
         except grpc.aio.AioRpcError as error:
             code = error.code()
             if code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -64,8 +68,10 @@ class Channel:
                 refused = code is grpc.StatusCode.UNAVAILABLE and "connect" in (error.details() or "").lower()
                 kind = CONNECT if refused else GRPC_STATUS
             self.recorder.finish(row, kind, int(code.value[0]), 0)
-            return
-        columns.first_byte_ns[row] = time.monotonic_ns()
+
+    async def _answer(self, row: int, message: bytes, left_s: float) -> None:
+        answer = await self._call(message, timeout=left_s)
+        self.recorder.columns.first_byte_ns[row] = time.monotonic_ns()
         self.recorder.finish(row, 0, 0, len(answer), answer if self.recorder.keeps(row) else None)
 
     def expire(self, row: int) -> None:
@@ -78,3 +84,32 @@ class Channel:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         await self._channel.close()
+
+
+class StreamingChannel(Channel):
+    """A stream a request: one message goes out, any number come back.
+
+    A server that answers with Triton's ModelStreamInferResponse puts failures into the message; such an answer is an
+    error, whatever the stream's status. The last message is kept for inspection.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._stream = self._channel.unary_stream(self._method)
+
+    async def _answer(self, row: int, message: bytes, left_s: float) -> None:
+        recorder = self.recorder
+        assert recorder.stream is not None
+        events = Events(recorder.stream, row)
+        size, failed, last = 0, False, b""
+        async for last in self._stream(message, timeout=left_s):
+            events.event()
+            if not size:
+                recorder.columns.first_byte_ns[row] = time.monotonic_ns()
+            size += len(last)
+            failed = failed or last.startswith(ERROR_MESSAGE)
+        events.finish()
+        if failed or not size:
+            recorder.finish(row, GRPC_STATUS if failed else TRUNCATED, 0, size)
+        else:
+            recorder.finish(row, 0, 0, size, last if recorder.keeps(row) else None)

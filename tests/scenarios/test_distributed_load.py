@@ -1,0 +1,128 @@
+"""Load by Locust's master and two workers, on loopback: nothing is lost on the way, and nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.load.distributed import Address
+from harness.runstore import read_run
+from tests.helpers import (
+    ROOT,
+    SERVECERT,
+    Reference,
+    free_port,
+    processes_mentioning,
+    servecert,
+    wait_until,
+)
+
+
+@contextlib.contextmanager
+def workers(port: int, count: int = 2) -> Iterator[list[subprocess.Popen[bytes]]]:
+    command = [*SERVECERT, "worker", f"locust://127.0.0.1:{port}"]
+    running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(count)]
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(20)
+        wait_until(lambda: not processes_mentioning(f"--master-port {port}"), what="the end of all workers")
+
+
+def test_two_workers_send_what_one_generator_would(reference: Reference, tmp_path: Path) -> None:
+    port = free_port()
+    with workers(port):
+        out = tmp_path / "run"
+        command = [
+            "load",
+            reference.url,
+            "--model",
+            reference.model,
+            "--rate",
+            "400/s",
+            "--duration",
+            "3s",
+            "--warmup",
+            "1s",
+        ]
+        result = servecert(
+            *command,
+            "--workers",
+            f"locust://127.0.0.1:{port}?expect=2",
+            "--out",
+            str(out),
+            "--json",
+            "-",
+            "--seed",
+            "7",
+        )
+        assert result.returncode == 0, result.stderr
+        alone = json.loads(servecert(*command, "--json", "-", "--seed", "7").stdout)
+        closed = servecert(
+            *["load", reference.url, "--model", reference.model, "--concurrency", "3", "--duration", "1s"],
+            *["--workers", f"locust://127.0.0.1:{port}?expect=2", "--json", "-"],
+        )
+        assert closed.returncode == 0, closed.stderr
+    measured = json.loads(result.stdout)
+    assert measured["generators"] == 2
+    assert measured["requests"] == alone["requests"], "the same schedule, whoever sends it"
+    assert measured["errors"] == 0
+    assert measured["checked_answers"] > 100
+    run = read_run(out)
+    batch = run.samples(run.loads[0])
+    assert batch is not None
+    assert len(batch) == measured["requests"]
+    assert (batch.due_ns[1:] >= batch.due_ns[:-1]).all()
+    assert json.loads(closed.stdout)["generators"] == 2
+    assert json.loads(closed.stdout)["requests"] > 100
+
+
+def test_workers_that_do_not_come(reference: Reference) -> None:
+    result = servecert(
+        *["load", reference.url, "--model", reference.model, "--rate", "10/s", "--duration", "1s"],
+        *["--workers", f"locust://127.0.0.1:{free_port()}?wait=1"],
+    )
+    assert result.returncode == 1
+    assert "0 of 1 load workers connected within 1 s" in result.stderr
+    assert "servecert worker locust://" in result.stderr
+
+
+def test_a_worker_that_dies_during_the_stage(reference: Reference) -> None:
+    port = free_port()
+    with workers(port, 2) as running:
+        command = ["load", reference.url, "--model", reference.model, "--rate", "50/s", "--duration", "60s"]
+        load = subprocess.Popen(
+            [*SERVECERT, *command, "--workers", f"locust://127.0.0.1:{port}?expect=2"],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        generators = wait_until(lambda: len(found := processes_mentioning("harness.load.worker")) == 2 and found)
+        os.kill(running[0].pid, signal.SIGKILL)
+        _, errors = load.communicate(timeout=40)
+        assert load.returncode == 1, errors
+        assert "was lost during the stage" in errors
+        wait_until(lambda: not set(generators) & set(processes_mentioning("harness.load.worker")), what="their end")
+
+
+@pytest.mark.parametrize(
+    "url", ["locust://", "http://127.0.0.1:5557", "locust://h:99999", "locust://h?expect=0", "locust://h?exspect=2"]
+)
+def test_addresses_that_are_none(url: str) -> None:
+    with pytest.raises(ValueError, match="expected locust://HOST:PORT"):
+        Address.parse(url)
+
+
+def test_addresses() -> None:
+    assert Address.parse("locust://10.0.0.1:99?expect=3") == Address("10.0.0.1", 99, 3)
+    assert Address.parse("locust://10.0.0.1") == Address("10.0.0.1", 5557, 1)
