@@ -164,3 +164,105 @@ PEERS: dict[str, Callable[[str, Path, str, int, int], float | None]] = {
     "Locust HttpUser": http_user,
     "httpx with uvloop": _python("httpx"),
 }
+
+
+def wrk_at(url: str, rate: int, connections: int, seconds: int) -> tuple[float, float] | None:
+    """wrk has no rate; a pause before each request of each connection comes near to one. The rate that came of it, and
+    the median latency in microseconds."""
+    if not shutil.which("wrk"):
+        return None
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(
+            "wrk.method='POST'; wrk.headers['Content-Type']='application/json'\n"
+            'wrk.body=\'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[5.1,3.5,1.4,0.2]}]}\'\n'
+            f"function delay() return {connections * 1000 // rate} end\n"
+        )
+        script.flush()
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script.name, url]
+        text = _pinned(command)
+    match = re.search(r"50%\s+([\d.]+)(us|ms)", text)
+    if match is None:
+        raise SystemExit(f"expected a median in: {text[-1500:]}")
+    return _number(r"Requests/sec:\s+([\d.]+)", text), float(match[1]) * (1000 if match[2] == "ms" else 1)
+
+
+Percentiles = dict[str, float]
+POINTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
+
+
+def _k6_paced(scenario: str, url: str, seconds: int) -> Percentiles | None:
+    program = shutil.which("k6", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
+    if not program:
+        return None
+    with tempfile.TemporaryDirectory() as name:
+        script, summary = Path(name) / "script.js", Path(name) / "summary.json"
+        script.write_text(
+            "import http from 'k6/http'; import { sleep } from 'k6';\n"
+            f"export const options = {{scenarios: {{paced: {scenario}}}}};\n"
+            f"export default function () {{ http.post('{url}', '{{}}'); }}\n"
+            f"export function user() {{ const begun = Date.now(); http.post('{url}', '{{}}');"
+            " sleep(Math.max(0, 0.1 - (Date.now() - begun) / 1000)); }\n"
+        )
+        stats = ",".join(f"p({point:g})" for point in POINTS.values())
+        command = [program, "run", "--quiet", "--no-usage-report", "--summary-trend-stats", stats]
+        text = _pinned([*command, "--summary-export", str(summary), str(script)], timeout_s=seconds + 60)
+        if not summary.exists():
+            raise SystemExit(f"k6 left no summary: {text[-1500:]}")
+        durations = json.loads(summary.read_text())["metrics"]["http_req_duration"]
+    return {key: durations[f"p({point:g})"] / 1e3 for key, point in POINTS.items()}
+
+
+def k6_arrivals(url: str, rate: float, seconds: int) -> Percentiles | None:
+    """k6's open model, with virtual users enough for the stall."""
+    scenario = (
+        f"{{executor: 'constant-arrival-rate', rate: {rate:g}, timeUnit: '1s', duration: '{seconds}s',"
+        " preAllocatedVUs: 300}"
+    )
+    return _k6_paced(scenario, url, seconds)
+
+
+def k6_users(url: str, rate: float, seconds: int) -> Percentiles | None:
+    """k6's closed model: users that each send ten requests a second, when they can."""
+    users = round(rate / 10)
+    return _k6_paced(f"{{executor: 'constant-vus', vus: {users}, duration: '{seconds}s', exec: 'user'}}", url, seconds)
+
+
+def locust_users(url: str, rate: float, seconds: int) -> Percentiles | None:
+    """Locust's ``constant_throughput``: users that each send ten requests a second, when they can."""
+    program = shutil.which("locust", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
+    if not program:
+        return None
+    users = round(rate / 10)
+    host, _, path = url.removeprefix("http://").partition("/")
+    with tempfile.TemporaryDirectory() as name:
+        script = Path(name) / "locustfile.py"
+        script.write_text(
+            "from locust import FastHttpUser, constant_throughput, task\n"
+            "class User(FastHttpUser):\n"
+            f"    host = 'http://{host}'\n"
+            "    wait_time = constant_throughput(10)\n"
+            "    @task\n"
+            "    def ask(self):\n"
+            f"        self.client.post('/{path}', data=b'{{}}')\n"
+        )
+        command = [program, "-f", str(script), "--headless", "--only-summary", "-u", str(users), "-r", str(users)]
+        text = _pinned([*command, "-t", f"{seconds}s", "--json"], timeout_s=seconds + 60)
+    (found,), _ = json.JSONDecoder().raw_decode(text[text.index("[\n") :])
+    counts = sorted((float(value), int(count)) for value, count in found["response_times"].items())
+    total = sum(count for _, count in counts)
+    reported: Percentiles = {}
+    for key, point in POINTS.items():
+        seen = 0
+        for value, count in counts:
+            seen += count
+            if seen >= point / 100 * total:
+                reported[key] = value / 1e3
+                break
+    return reported
+
+
+PACED: dict[str, Callable[[str, float, int], Percentiles | None]] = {
+    "k6, constant-arrival-rate": k6_arrivals,
+    "k6, paced users": k6_users,
+    "Locust, constant_throughput": locust_users,
+}

@@ -185,8 +185,14 @@ def conformance(
     grpc: Grpc = "",
     host: Host = "",
     profile: Annotated[
-        list[str] | None, typer.Option(help="rest, grpc; by default all that the addresses allow")
+        list[str] | None,
+        typer.Option(
+            help="rest, binary, grpc, repository, statistics or metrics; by default rest, and grpc with --grpc"
+        ),
     ] = None,
+    metrics: Annotated[
+        str, typer.Option(metavar="PATH", help="where the metrics page is: a path or a URL")
+    ] = "/metrics",
     payload: Payload = None,
     golden: Golden = None,
     baseline: Annotated[Path | None, typer.Option(metavar="FILE", help="known deviations (YAML), with reasons")] = None,
@@ -200,7 +206,9 @@ def conformance(
     profiles = profile or ["rest", *(["grpc"] if grpc else [])]
     if "grpc" in profiles and not grpc:
         raise UsageError("--profile grpc needs --grpc HOST:PORT")
-    step = _validated(ConformanceStep, {"suite": "conformance", "service": "target", "profiles": profiles})
+    step = _validated(
+        ConformanceStep, {"suite": "conformance", "service": "target", "profiles": profiles, "metrics": metrics}
+    )
     _run_step(step, endpoint, 1, Output(out, json, junit, quiet))
 
 

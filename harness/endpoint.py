@@ -28,6 +28,8 @@ class Endpoint:
     """Several payloads and how often each is sent, for load."""
     chat: tuple[dict[str, Any], ...] = ()
     """Chat completion requests, for load on the OpenAI API."""
+    metrics_path: str = "/metrics"
+    """Where the server speaks to Prometheus: a path, or a whole URL where that is another port."""
     deviations: dict[str, Deviation] = field(default_factory=dict)
 
     @property

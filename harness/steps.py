@@ -59,7 +59,7 @@ def records_of(
     observer: Observer,
 ) -> AsyncIterator[Record]:
     if step.suite == "conformance":
-        return conformance(endpoint, step.profiles, step=name)
+        return conformance(replace(endpoint, metrics_path=step.metrics), step.profiles, step=name)
     if step.suite == "parity":
         return parity(endpoint, step.chosen(), step=name)
     plan = load_plan(step, name, seed)

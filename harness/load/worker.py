@@ -36,6 +36,10 @@ from harness.load.timer import Timer
 
 SWEEP_S = 0.02
 REPORT_S = 0.5
+AWAKE_NS = 80_000
+AWAKE_SHARE = 0.05
+LEAST_AWAKE_NS = 10_000
+"""The loop waits awake at most so long before a request is due, and at most so great a share of the time."""
 
 
 class Sender(Protocol):
@@ -60,6 +64,8 @@ class Stage:
         self.abandoned = False
         self.stall_s = 0.0
         """How late the loop itself was at most: a callback that took long, or a processor that was not there."""
+        self.awake = False
+        """Whether the loop goes round until the next request is due."""
         self.count = 0
         """Rows dispatched so far."""
         self.thinking = 0
@@ -130,12 +136,23 @@ class Stage:
             now = time.monotonic_ns()
             due = int(columns.due_ns[self.count])
             if due > now:
-                self.timer.set(due)
+                self._wait(due, now)
                 return
+            self.awake = False
             row, self.count = self.count, self.count + 1
             columns.dispatched_ns[row] = now
             self.deadlines.append(row)
             self.sender.submit(row)
+
+    def _wait(self, due_ns: int, now_ns: int) -> None:
+        """Wakes up a little early and goes round the loop until the moment is there: a processor that slept is late by
+        the time that it takes to wake."""
+        if self.awake:
+            self.loop.call_soon(self._release)
+            return
+        early_ns = min(AWAKE_NS, int((due_ns - now_ns) * AWAKE_SHARE))
+        self.awake = early_ns >= LEAST_AWAKE_NS
+        self.timer.set(due_ns - early_ns if self.awake else due_ns)
 
     def _finished(self) -> None:
         if self.recorder.done >= self.planned:

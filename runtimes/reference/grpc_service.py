@@ -23,6 +23,7 @@ from runtimes.reference.model import (
     count_of,
     decode_raw,
     encode_raw,
+    rows_of,
 )
 from runtimes.reference.rest import EXTENSIONS
 
@@ -120,6 +121,7 @@ class GrpcService:
         with self.metrics.observe(model.name) as observation:
             raw = bool(request.raw_input_contents)
             outputs = model.infer(_read(request))
+            observation.rows = rows_of(outputs)
             observation.succeeded = True
         answer = MESSAGES["ModelInferResponse"](model_name=model.name, model_version=model.versions[-1], id=request.id)
         # FP16 and BF16 have no contents field; one raw tensor makes the whole answer raw.

@@ -181,6 +181,11 @@ class Repository:
         ]
 
 
+def rows_of(outputs: list[Tensor]) -> int:
+    """How many inferences a request was: the rows of its batch."""
+    return outputs[0].shape[0] if outputs and outputs[0].shape else 1
+
+
 def count_of(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
 

@@ -27,9 +27,10 @@ from runtimes.reference.model import (
     count_of,
     decode_raw,
     encode_raw,
+    rows_of,
 )
 
-EXTENSIONS = ["binary_tensor_data", "model_repository"]
+EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics"]
 HEADER_LENGTH = "inference-header-content-length"
 
 
@@ -59,11 +60,13 @@ class RestService:
             Route("/v2/health/live", self.live, methods=get),
             Route("/v2/health/ready", self.ready, methods=get),
             Route("/v2", self.server_metadata, methods=get),
-            Route("/v2/models/stats", self.unknown_api, methods=get),
+            Route("/v2/models/stats", self.all_statistics, methods=get),
             Route(model, self.guard(self.model_metadata), methods=get),
             Route(model + version, self.guard(self.model_metadata), methods=get),
             Route(model + "/ready", self.guard(self.model_ready), methods=get),
             Route(model + version + "/ready", self.guard(self.model_ready), methods=get),
+            Route(model + "/stats", self.guard(self.statistics), methods=get),
+            Route(model + version + "/stats", self.guard(self.statistics), methods=get),
             Route(model + "/infer", self.guard(self.infer), methods=post),
             Route(model + version + "/infer", self.guard(self.infer), methods=post),
             Route("/v2/repository/index", self.guard(self.index), methods=post),
@@ -91,8 +94,13 @@ class RestService:
 
         return guarded
 
-    async def unknown_api(self, request: HttpRequest) -> Response:
-        return _json({"error": "not served here"}, 404)
+    async def all_statistics(self, request: HttpRequest) -> Response:
+        models = self.repository.models.values()
+        return _json({"model_stats": [self.metrics.statistics(model.name, model.versions[-1]) for model in models]})
+
+    async def statistics(self, request: HttpRequest) -> Response:
+        model = self._model(request)
+        return _json({"model_stats": [self.metrics.statistics(model.name, model.versions[-1])]})
 
     async def live(self, request: HttpRequest) -> Response:
         return _json({"live": True})
@@ -136,6 +144,7 @@ class RestService:
             wish, tail = _split(await request.body(), request.headers.get(HEADER_LENGTH))
             parsed, binary = _read_request(wish, tail)
             outputs = model.infer(parsed)
+            observation.rows = rows_of(outputs)
             observation.succeeded = True
         answer: dict[str, Any] = {"model_name": model.name, "model_version": model.versions[-1]}
         if parsed.id:

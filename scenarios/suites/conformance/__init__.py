@@ -4,25 +4,41 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from harness.checks import Check, Registry, run_checks
+from harness.checks import Check, run_checks
 from harness.endpoint import Endpoint
 from harness.errors import UsageError
 from harness.records import CheckResult
-from scenarios.suites.conformance import grpc_checks, rest_errors, rest_infer, rest_metadata
+from scenarios.suites.conformance import (
+    datatypes,
+    grpc_checks,
+    grpc_errors,
+    metrics,
+    repository,
+    rest_binary,
+    rest_errors,
+    rest_infer,
+    rest_metadata,
+    statistics,
+)
 from scenarios.suites.conformance.sources import REGISTRY
 from scenarios.suites.conformance.target import open_target
 
-__all__ = [
-    "PROFILES",
-    "REGISTRY",
-    "Registry",
-    "conformance",
-    "grpc_checks",
-    "rest_errors",
-    "rest_infer",
-    "rest_metadata",
-    "select",
-]
+__all__ = ["PROFILES", "REGISTRY", "conformance", "select"]
+
+MODULES = (
+    rest_metadata,
+    rest_infer,
+    datatypes,
+    rest_errors,
+    rest_binary,
+    grpc_checks,
+    grpc_errors,
+    repository,
+    statistics,
+    metrics,
+)
+"""Each enters its checks into the registry when it is imported."""
+
 
 PROFILES: dict[str, tuple[str, ...]] = {
     "rest": (
@@ -31,9 +47,14 @@ PROFILES: dict[str, tuple[str, ...]] = {
         "rest.model_metadata",
         "rest.model_ready",
         "rest.infer",
+        "rest.datatypes",
         "rest.errors",
     ),
-    "grpc": ("grpc.health", "grpc.metadata", "grpc.infer"),
+    "binary": ("rest.binary",),
+    "grpc": ("grpc.health", "grpc.metadata", "grpc.infer", "grpc.datatypes", "grpc.errors"),
+    "repository": ("repository.index", "repository.unload", "repository.load", "repository.grpc"),
+    "statistics": ("statistics.model", "statistics.counts"),
+    "metrics": ("metrics.text", "metrics.counters", "metrics.histograms"),
 }
 
 
@@ -50,7 +71,8 @@ def select(profiles: Sequence[str]) -> list[Check]:
 async def conformance(endpoint: Endpoint, profiles: Sequence[str], step: str = "") -> AsyncIterator[CheckResult]:
     """Raises UnreachableError when the server does not answer at all; everything after that is a result."""
     checks = select(profiles)
-    async with open_target(endpoint, use_grpc="grpc" in profiles) as target:
+    use_grpc = bool({"grpc", "repository"} & set(profiles))
+    async with open_target(endpoint, use_grpc=use_grpc, asked=profiles) as target:
         async for result in run_checks(
             checks,
             target,

@@ -9,12 +9,10 @@ from typing import Any
 import grpc as grpc_lib
 
 from harness.checks import MUST, SHOULD, CheckFailed, Skip, expect
-from harness.errors import UnreachableError
 from harness.protocol.grpc_client import GrpcStatusError, infer_request, parse_infer, specs
 from harness.protocol.messages import MESSAGES
 from harness.protocol.rest import parse_infer as parse_rest
 from harness.protocol.tensors import InferResult, same
-from scenarios.suites.conformance.rest_metadata import UNKNOWN_VERSION
 from scenarios.suites.conformance.sources import OIP_GRPC, check
 from scenarios.suites.conformance.target import (
     Target,
@@ -308,43 +306,3 @@ async def deadline(target: Target) -> None:
     if not exceeded:
         raise Skip("every answer came before its deadline, however short")
     await model_infer(target)
-
-
-@check("grpc.infer.unknown_model", level=MUST, source=OIP_GRPC.inference, needs=[grpc_payload])
-async def unknown_model(target: Target) -> None:
-    """Inference on an unknown model is refused."""
-    request = infer_request(NO_MODEL, target.example(), raw=raw_first(target))
-    await refused(target, "ModelInfer", request)
-
-
-@check("grpc.infer.unknown_model_not_found", level=SHOULD, source=OIP_GRPC.status, needs=[grpc_payload])
-async def unknown_model_not_found(target: Target) -> None:
-    """Inference on an unknown model is refused with NOT_FOUND."""
-    request = infer_request(NO_MODEL, target.example(), raw=raw_first(target))
-    expect((await refused(target, "ModelInfer", request)).code.name, "status").equals("NOT_FOUND")
-
-
-@check("grpc.infer.unknown_version", level=MUST, source=OIP_GRPC.inference, needs=[grpc_payload, versions])
-async def unknown_version(target: Target) -> None:
-    """Inference on an unknown version is refused."""
-    request = infer_request(target.model, target.example(), raw=raw_first(target), version=UNKNOWN_VERSION)
-    await refused(target, "ModelInfer", request)
-
-
-@check("grpc.infer.shape_mismatch", level=MUST, source=OIP_GRPC.inference, needs=[grpc_payload])
-async def shape_mismatch(target: Target) -> None:
-    """Raw data of another size than shape and datatype say are refused, and the server answers the next request."""
-    request = infer_request(target.model, target.example(), raw=True)
-    request.raw_input_contents[0] = request.raw_input_contents[0] + b"\0"
-    error = await refused(target, "ModelInfer", request)
-    if error.code is grpc_lib.StatusCode.UNAVAILABLE:
-        raise UnreachableError(f"the server went away: {error}")
-    await model_infer(target)
-
-
-@check("grpc.infer.shape_mismatch_status", level=SHOULD, source=OIP_GRPC.status, needs=[grpc_payload])
-async def shape_mismatch_status(target: Target) -> None:
-    """Raw data of the wrong size are refused with INVALID_ARGUMENT."""
-    request = infer_request(target.model, target.example(), raw=True)
-    request.raw_input_contents[0] = request.raw_input_contents[0] + b"\0"
-    expect((await refused(target, "ModelInfer", request)).code.name, "status").equals("INVALID_ARGUMENT")

@@ -9,7 +9,6 @@ check = REGISTRY.check
 
 _REST = "Open Inference Protocol, inference_rest.md"
 _GRPC = "Open Inference Protocol, inference_grpc.md"
-_TRITON = "Triton protocol extensions"
 
 
 class OIP_REST:
@@ -33,6 +32,7 @@ class OIP_GRPC:
     server_metadata = Source(_GRPC, "Server Metadata")
     model_metadata = Source(_GRPC, "Model Metadata")
     inference = Source(_GRPC, "Inference")
+    contents = Source("Open Inference Protocol, open_inference_grpc.proto", "InferTensorContents")
     raw = Source("Open Inference Protocol, open_inference_grpc.proto", "ModelInferRequest.raw_input_contents")
     raw_output = Source("Open Inference Protocol, open_inference_grpc.proto", "ModelInferResponse.raw_output_contents")
     parameter = Source("Open Inference Protocol, open_inference_grpc.proto", "InferParameter")
@@ -46,6 +46,47 @@ class HTTP:
     persistence = Source("RFC 9112, HTTP/1.1", "9.3 Persistence")
     encoding = Source("RFC 9110, HTTP Semantics", "8.4 Content-Encoding")
     json = Source("RFC 8259, JSON", "11 IANA Considerations (application/json)")
+
+
+class JSON:
+    numbers = Source("RFC 8259, JSON", "6 Numbers")
+
+
+class BINARY:
+    _document = "Binary tensor data extension (Triton protocol, extension_binary_data.md)"
+    request = Source(_document, "Binary Tensor Request")
+    response = Source(_document, "Binary Tensor Response")
+    datatypes = Source(_document, "Binary Tensor Request, tensor contents")
+
+
+class REPOSITORY:
+    _document = "Model repository extension (Triton protocol, extension_model_repository.md)"
+    index = Source(_document, "Index")
+    load = Source(_document, "Load")
+    unload = Source(_document, "Unload")
+    grpc = Source(_document, "GRPC")
+
+
+class STATISTICS:
+    rest = Source("Statistics extension (Triton protocol, extension_statistics.md)", "Statistics Response JSON Object")
+
+
+class GENERATE:
+    request = Source("Generate extension (Triton protocol, extension_generate.md)", "HTTP/REST, generate")
+    stream = Source("Generate extension (Triton protocol, extension_generate.md)", "HTTP/REST, generate_stream")
+
+
+class PROMETHEUS:
+    format = Source("Prometheus, Exposition formats", "Text-based format")
+    types = Source("Prometheus, Metric types", "Counter, Histogram")
+
+
+class OPENAI:
+    models = Source("OpenAI API reference", "Models")
+    chat = Source("OpenAI API reference", "Chat completions")
+    completions = Source("OpenAI API reference", "Completions")
+    stream = Source("OpenAI API reference", "Chat completions, streaming")
+    errors = Source("OpenAI API reference", "Error codes")
 
 
 class Operations:

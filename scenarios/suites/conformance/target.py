@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,11 @@ class Target:
     versions: tuple[str, ...] = ()
     golden: list[GoldenCase] = field(default_factory=list)
     payload: tuple[Tensor, ...] = ()
+    extensions: tuple[str, ...] = ()
+    """What the server says that it offers."""
+    asked: frozenset[str] = frozenset()
+    """Profiles that the user named; others are checked only where the server offers them."""
+    metrics_path: str = "/metrics"
     _once: dict[str, tuple[Any, list[Exchange]]] = field(default_factory=dict)
 
     # Payloads
@@ -109,6 +115,18 @@ NO_GRPC = "no gRPC address was given"
 
 
 # What checks need of a target
+
+
+def advertised(profile: str, extension: str) -> Callable[[Target], str | None]:
+    """The server lists the extension, or the user asked for its profile. Servers add a word of their own to the name
+    (``model_repository_extension``)."""
+
+    def need(target: Target) -> str | None:
+        if profile in target.asked or any(item.startswith(extension) for item in target.extensions):
+            return None
+        return f"the server's metadata do not list {extension}; ask for it with --profile {profile}"
+
+    return need
 
 
 def payload(target: Target) -> str | None:
@@ -191,7 +209,7 @@ def _flat(data: Any) -> list[Any]:
 
 
 @contextlib.asynccontextmanager
-async def open_target(endpoint: Endpoint, *, use_grpc: bool = True) -> AsyncIterator[Target]:
+async def open_target(endpoint: Endpoint, *, use_grpc: bool = True, asked: Sequence[str] = ()) -> AsyncIterator[Target]:
     """Raises UnreachableError when the server does not answer at all."""
     async with contextlib.AsyncExitStack() as stack:
         rest = await stack.enter_async_context(RestClient(endpoint.url, endpoint.model, host=endpoint.host))
@@ -200,12 +218,40 @@ async def open_target(endpoint: Endpoint, *, use_grpc: bool = True) -> AsyncIter
             grpc_client = await stack.enter_async_context(
                 GrpcClient(endpoint.grpc_address, endpoint.model, authority=endpoint.host)
             )
-        target = Target(rest, grpc_client, endpoint.model, payload=endpoint.payload)
+        target = Target(
+            rest,
+            grpc_client,
+            endpoint.model,
+            payload=endpoint.payload,
+            asked=frozenset(asked),
+            metrics_path=endpoint.metrics_path,
+        )
         if endpoint.golden:
             target.golden = read_golden(endpoint.golden)
         found = await read_metadata(rest, grpc_client)
         target.inputs, target.outputs, target.versions = found.inputs, found.outputs, found.versions
+        target.extensions = await _extensions(rest)
         yield target
+
+
+async def _extensions(rest: RestClient) -> tuple[str, ...]:
+    """What cannot be read is the metadata checks' to report."""
+    try:
+        answer = await rest.get("/v2")
+        listed = answer.object().get("extensions") if answer.status == 200 else None
+    except ServecertError:
+        return ()
+    return tuple(str(item) for item in listed) if isinstance(listed, list) else ()
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], within_s: float) -> bool:
+    """Whether it holds within the time; asked again every 50 ms."""
+    deadline = time.monotonic() + within_s
+    while not await condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.05)
+    return True
 
 
 async def gather(count: int, ask: Callable[[int], Awaitable[Any]]) -> Sequence[Any]:
