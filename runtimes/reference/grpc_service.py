@@ -151,7 +151,7 @@ def _guard(method: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awai
     async def guarded(request: Any, context: Any) -> Any:
         try:
             return await method(request)
-        except (InvalidRequest, NotFound, Unavailable) as error:
+        except tuple(_CODES) as error:
             await context.abort(_CODES[type(error)], str(error))
 
     return guarded

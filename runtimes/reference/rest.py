@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ from runtimes.reference.model import (
 
 EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics"]
 HEADER_LENGTH = "inference-header-content-length"
+MAX_DECODED_BYTES = 256 << 20
 
 
 def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -141,7 +143,8 @@ class RestService:
     async def infer(self, request: HttpRequest) -> Response:
         model = self._model(request)
         with self.metrics.observe(model.name) as observation:
-            wish, tail = _split(await request.body(), request.headers.get(HEADER_LENGTH))
+            content = _decoded(await request.body(), request.headers.get("content-encoding", ""))
+            wish, tail = _split(content, request.headers.get(HEADER_LENGTH))
             parsed, binary = _read_request(wish, tail)
             outputs = model.infer(parsed)
             observation.rows = rows_of(outputs)
@@ -181,6 +184,19 @@ def _write_output(tensor: Tensor, binary: bool, chunks: list[bytes]) -> dict[str
             f"output {tensor.name!r} holds NaN or infinity, which JSON lacks; ask for it as binary data"
         )
     return {**described, "data": tensor.data.tolist()}
+
+
+def _decoded(body: bytes, encoding: str) -> bytes:
+    if encoding.lower() != "gzip":
+        return body
+    try:
+        expander = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        content = expander.decompress(body, MAX_DECODED_BYTES)
+    except zlib.error as error:
+        raise InvalidRequest(f"the body is not gzip: {error}") from None
+    if expander.unconsumed_tail or not expander.eof:
+        raise InvalidRequest(f"the body is cut off, or more than {MAX_DECODED_BYTES} bytes when expanded")
+    return content
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:

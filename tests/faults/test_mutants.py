@@ -1,6 +1,12 @@
-"""Each suite catches the defect it exists for, and raises nothing on a sound server."""
+"""Each check catches the defect it exists for, and raises nothing on a sound server."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -8,67 +14,122 @@ from harness.checks import run_checks
 from harness.endpoint import Endpoint
 from harness.records import CheckResult, LoadResult, Outcome
 from harness.runtimes import BuiltModel
-from scenarios.suites.conformance import REGISTRY
+from scenarios.suites.conformance import PROFILES, REGISTRY, repository
 from scenarios.suites.conformance.target import open_target
 from scenarios.suites.load import Plan, load
 from scenarios.suites.parity import parity
-from tests.faults.mutants import KILLERS
-from tests.helpers import Reference, reference_server
+from tests.faults.mutants import MUTANTS
+from tests.helpers import ROOT, Reference
 
 SLOW = ("rest.infer.body_32mib", "grpc.infer.message_32mib", "rest.infer.body_1mib")
+ROUNDS = int(os.environ.get("SERVECERT_SOUND_ROUNDS", "2"))
+"""How often every check runs on the sound server; 20 before a release."""
 
 
-def endpoint(server: Reference, built: BuiltModel, golden: bool = True) -> Endpoint:
+@dataclass
+class Bench:
+    """One server that can be made wrong, and whole again, while it runs."""
+
+    server: Reference
+    process: subprocess.Popen[str]
+
+    def become(self, mutant: str) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(mutant + "\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "set\n"
+
+
+@pytest.fixture(scope="module")
+def bench(identity: BuiltModel, identity_half: BuiltModel) -> Iterator[Bench]:
+    command = [sys.executable, "-m", "tests.faults.mutants", "--orders", "--http-port", "0", "--grpc-port", "0"]
+    command += ["--model", f"identity={identity.artifacts}", "--model", f"half={identity_half.artifacts}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            words = process.stdout.readline().replace(",", "").split()
+            ports = int(words[words.index("http") + 1]), int(words[words.index("grpc") + 1])
+            yield Bench(Reference(process, *ports), process)
+        finally:
+            process.terminate()
+
+
+def endpoint(server: Reference, built: BuiltModel, model: str = "identity", golden: bool = True) -> Endpoint:
     return Endpoint(
-        "identity",
+        model,
         "reference",
         server.url,
-        "identity",
+        model,
         grpc_address=server.grpc,
         golden=built.golden if golden else None,
     )
 
 
-async def conformance_results(target: Endpoint, group: str) -> dict[str, CheckResult]:
-    checks = [check for check in REGISTRY.checks.values() if check.group == group and check.id not in SLOW]
-    async with open_target(target) as opened:
+async def run_ids(target: Endpoint, ids: list[str]) -> dict[str, CheckResult]:
+    checks = [REGISTRY.checks[check_id] for check_id in ids]
+    async with open_target(target, asked=tuple(PROFILES)) as opened:
         found = run_checks(checks, opened, suite="conformance", service="s", runtime="r", deviations={})
         return {result.id: result async for result in found}
 
 
-async def all_results(target: Endpoint, killer: str) -> dict[str, CheckResult]:
+async def killed_by(target: Endpoint, killer: str) -> CheckResult:
     suite = killer.split(".")[0]
     if suite == "parity":
-        return {item.id: item async for item in parity(target) if isinstance(item, CheckResult)}
-    if suite == "load":
+        results = {item.id: item async for item in parity(target) if isinstance(item, CheckResult)}
+    elif suite == "load":
         plan = Plan("load", 2.0, rate_per_s=60, warmup_s=0.2)
         found = load(target, plan, "samples", lambda progress: None)
-        return {item.id: item async for item in found if isinstance(item, CheckResult)}
-    return await conformance_results(target, ".".join(killer.split(".")[:2]))
+        results = {item.id: item async for item in found if isinstance(item, CheckResult)}
+    else:
+        results = await run_ids(target, [killer])
+    return results[killer]
 
 
-@pytest.mark.parametrize("mutant", list(KILLERS))
-async def test_mutant_is_killed_by_its_check(mutant: str, identity: BuiltModel, record_property: object) -> None:
-    with reference_server(identity.artifacts, mutant=mutant) as server:
-        results = await all_results(endpoint(server, identity), KILLERS[mutant])
-    killer = results[KILLERS[mutant]]
-    assert killer.outcome is Outcome.FAILED, f"{mutant} survived {killer.id}: {killer}"
-    assert killer.expected
-    assert killer.observed
-
-
-@pytest.mark.parametrize("group", sorted({check.group for check in REGISTRY.checks.values()}))
-async def test_sound_server_passes_every_must_and_should(
-    group: str, reference: Reference, identity: BuiltModel
+@pytest.mark.parametrize(
+    ("mutant", "killer"), [(mutant.name, killer) for mutant in MUTANTS.values() for killer in mutant.killers]
+)
+async def test_mutant_is_killed_by_its_check(
+    mutant: str,
+    killer: str,
+    bench: Bench,
+    identity: BuiltModel,
+    identity_half: BuiltModel,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: pytest.RecordProperty,
 ) -> None:
-    results = await conformance_results(endpoint(reference, identity), group)
-    bad = [
-        result
-        for result in results.values()
-        if result.level != "may" and result.outcome in (Outcome.FAILED, Outcome.ERROR)
-    ]
-    assert results
-    assert bad == []
+    monkeypatch.setattr(repository, "UNLOAD_S", 0.5)
+    monkeypatch.setattr(repository, "LOAD_S", 2.0)
+    half = any(name in killer for name in ("fp16", "bf16"))
+    target = endpoint(bench.server, identity_half, "half") if half else endpoint(bench.server, identity)
+    bench.become(mutant)
+    try:
+        result = await killed_by(target, killer)
+    finally:
+        bench.become("")
+    assert result.outcome is Outcome.FAILED, f"{mutant} survived {killer}: {result}"
+    assert result.expected
+    assert result.observed
+    record_property("killed", f"{killer} {mutant}")
+
+
+def test_every_check_has_a_mutant() -> None:
+    killers = {killer for mutant in MUTANTS.values() for killer in mutant.killers}
+    assert sorted(set(REGISTRY.checks) - killers) == []
+    assert sorted(killers - set(REGISTRY.checks)) == ["load.answers", "parity.batch", "parity.golden.rest"]
+
+
+@pytest.mark.parametrize("model", ["identity", "half"])
+async def test_sound_server_passes_every_check(
+    model: str, bench: Bench, identity: BuiltModel, identity_half: BuiltModel
+) -> None:
+    bench.become("")
+    built = identity if model == "identity" else identity_half
+    for turn in range(ROUNDS):
+        ids = [check_id for check_id in REGISTRY.checks if turn == 0 or check_id not in SLOW]
+        results = await run_ids(endpoint(bench.server, built, model), ids)
+        assert len(results) == len(ids)
+        assert [result for result in results.values() if result.outcome in (Outcome.FAILED, Outcome.ERROR)] == []
 
 
 async def test_sound_server_passes_parity_and_load(reference: Reference, identity: BuiltModel) -> None:

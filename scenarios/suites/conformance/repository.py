@@ -26,6 +26,8 @@ from scenarios.suites.conformance.target import (
 repository = advertised("repository", "model_repository")
 LOAD_S = 60.0
 """How long a load may take; real models take their time."""
+UNLOAD_S = 10.0
+"""How long a model may stay ready after its unload was answered."""
 
 
 def path(target: Target, what: str) -> str:
@@ -105,8 +107,8 @@ async def unload_status(target: Target) -> None:
 async def unload_not_ready(target: Target) -> None:
     """A model that was unloaded is not ready."""
     async with unloaded(target):
-        gone = await eventually(lambda: _not_ready(target), 10)
-        expect(gone, "not ready within 10 s").is_true("not ready")
+        gone = await eventually(lambda: _not_ready(target), UNLOAD_S)
+        expect(gone, f"not ready within {UNLOAD_S:g} s").is_true("not ready")
 
 
 async def _not_ready(target: Target) -> bool:
@@ -119,7 +121,7 @@ async def _not_ready(target: Target) -> bool:
 async def unload_not_inferring(target: Target) -> None:
     """A model that was unloaded answers no inference."""
     async with unloaded(target):
-        await eventually(lambda: _not_ready(target), 10)
+        await eventually(lambda: _not_ready(target), UNLOAD_S)
         answer = await target.rest.infer_raw(target.body())
         expect(answer.status, "status").satisfies(lambda status: status >= 400, "4xx or 503")
 
@@ -181,8 +183,8 @@ async def grpc_unload_and_load(target: Target) -> None:
     client = target.grpc_client()
     try:
         await client.call("RepositoryModelUnload", MESSAGES["RepositoryModelUnloadRequest"](model_name=target.model))
-        gone = await eventually(lambda: _not_ready(target), 10)
-        expect(gone, "not ready within 10 s of RepositoryModelUnload").is_true("not ready")
+        gone = await eventually(lambda: _not_ready(target), UNLOAD_S)
+        expect(gone, f"not ready within {UNLOAD_S:g} s of RepositoryModelUnload").is_true("not ready")
         await client.call(
             "RepositoryModelLoad", MESSAGES["RepositoryModelLoadRequest"](model_name=target.model), timeout_s=LOAD_S
         )
