@@ -187,7 +187,7 @@ def conformance(
     profile: Annotated[
         list[str] | None,
         typer.Option(
-            help="rest, binary, grpc, repository, statistics or metrics; by default rest, and grpc with --grpc"
+            help="rest, binary, grpc, repository, statistics, openai, generate, metrics; by default rest (and grpc)"
         ),
     ] = None,
     metrics: Annotated[

@@ -56,7 +56,7 @@ class RuntimeSpec(_Strict):
     """With the same placeholders."""
     ports: dict[Literal["http", "grpc", "metrics"], int]
     """Container ports, as in the ServingRuntime manifest."""
-    protocols: list[Literal["rest", "binary", "grpc", "repository", "openai"]]
+    protocols: list[Literal["rest", "binary", "grpc", "repository", "statistics", "metrics", "openai", "generate"]]
     model_formats: list[str]
     serving_runtime: dict[str, Any]
     """Spec of the ServingRuntime; the container's image is filled in from the version."""
@@ -246,8 +246,10 @@ class BuiltModel:
         return self.directory / "artifacts"
 
     @property
-    def golden(self) -> Path:
-        return self.directory / "golden.npz"
+    def golden(self) -> Path | None:
+        """None where nobody computes the model's outputs offline."""
+        path = self.directory / "golden.npz"
+        return path if path.exists() else None
 
 
 def build_model(name: str, progress: Progress = lambda line: None, stop: threading.Event | None = None) -> BuiltModel:

@@ -133,8 +133,8 @@ class ConformanceStep(_Step):
     """Whether the service speaks the Open Inference Protocol."""
 
     suite: Literal["conformance"]
-    profiles: list[Literal["rest", "binary", "grpc", "repository", "statistics", "metrics"]] = Field(
-        default=["rest", "grpc"], description="repository unloads the model for a moment"
+    profiles: list[Literal["rest", "binary", "grpc", "repository", "statistics", "openai", "generate", "metrics"]] = (
+        Field(default=["rest", "grpc"], description="repository unloads the model for a moment")
     )
     metrics: str = Field("/metrics", description="where the service speaks to Prometheus: a path, or a whole URL")
 

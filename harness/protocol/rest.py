@@ -231,6 +231,27 @@ class RestClient:
                     raise ProtocolError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
             return RestAnswer(response.status_code, response.headers, bytes(received), 0.0)
 
+    async def first_bytes(self, method: str, path: str, content: dict[str, Any]) -> bytes:
+        """What comes first of an answer; the connection is cut then. Raises UnreachableError, or ProtocolError when the
+        answer ends without a byte or is not 200."""
+        body = json_body(content)
+        line = self._curl(method, path, body, {"Content-Type": "application/json"})
+        try:
+            async with (
+                asyncio.timeout(self.timeout_s),
+                self._client.stream(
+                    method, path, content=body, headers={"Content-Type": "application/json", "Connection": "close"}
+                ) as response,
+            ):
+                if response.status_code != 200:
+                    raise ProtocolError(f"expected status 200, got {response.status_code}")
+                async for chunk in response.aiter_bytes():
+                    note(Exchange(line, shorten(body), "200, left after the first bytes", shorten(chunk)))
+                    return chunk
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise UnreachableError(f"{method} {self.base_url}{path}: {type(error).__name__}: {error}") from error
+        raise ProtocolError("the answer ended without a byte")
+
     def _curl(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> str:
         parts = ["curl", "-sS", "-i", "-X", method]
         if self.host:

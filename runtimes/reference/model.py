@@ -128,7 +128,12 @@ def load_model(name: str, directory: Path) -> Model:
     def tensors(key: str) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(item["name"], item["datatype"], tuple(item["shape"])) for item in spec[key])
 
-    return Model(name, spec["platform"], tensors("inputs"), tensors("outputs"))
+    kind = Model
+    if spec["platform"] == "servecert_text":
+        from runtimes.reference.text import TextModel
+
+        kind = TextModel
+    return kind(name, spec["platform"], tensors("inputs"), tensors("outputs"))
 
 
 @dataclass

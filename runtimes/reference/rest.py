@@ -30,6 +30,7 @@ from runtimes.reference.model import (
     encode_raw,
     rows_of,
 )
+from runtimes.reference.openai import OpenAI
 
 EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics"]
 HEADER_LENGTH = "inference-header-content-length"
@@ -75,6 +76,7 @@ class RestService:
             Route("/v2/repository/models/{model:str}/load", self.guard(self.load), methods=post),
             Route("/v2/repository/models/{model:str}/unload", self.guard(self.unload), methods=post),
             Route("/metrics", self.prometheus, methods=get),
+            *OpenAI(self.repository, self.metrics).routes(),
         ]
         return Starlette(routes=routes, exception_handlers={HTTPException: self.http_error, Exception: self.crashed})
 

@@ -240,7 +240,9 @@ rest_mutant("unready_unknown_is_400", status(f"{NO_MODEL}/ready", 400), "rest.mo
 rest_mutant("infer_is_201", status(INFER, 201), "rest.infer.status")
 rest_mutant("infer_is_text", header(INFER, "content-type", "text/plain"), "rest.infer.content_type")
 rest_mutant("infer_names_another", document(INFER, lambda d: d.update(model_name="x")), "rest.infer.model_name")
-rest_mutant("version_is_null", document(INFER, lambda d: d.update(model_version=None)), "rest.infer.model_version")
+rest_mutant(
+    "model_version_is_null", document(INFER, lambda d: d.update(model_version=None)), "rest.infer.model_version"
+)
 rest_mutant("id_is_x", document(INFER, lambda d: d.update(id="x") if "id" in d else None), "rest.infer.id_echo")
 rest_mutant(
     "id_is_made_ascii",
@@ -860,6 +862,209 @@ rest_mutant(
     "count_is_less_than_its_buckets",
     page(lambda b: re.sub(rb"(_count\{[^}]*\}) \d+", rb"\1 0", b)),
     "metrics.histograms.count",
+)
+
+
+# openai, generate
+
+CHAT, COMPLETIONS, MODELS = "/openai/v1/chat/completions", "/openai/v1/completions", "/openai/v1/models"
+
+
+def choice(path: str, change: Callable[[dict[str, Any]], object]) -> RestMutant:
+    return document(path, lambda content: change(content["choices"][0]) and None)
+
+
+def asked_for(word: bytes, alter: RestMutant) -> RestMutant:
+    """Changes only answers to requests that hold ``word``."""
+    return lambda ask, reply: alter(ask, reply) if word in ask.body else reply
+
+
+def events(change: Callable[[list[bytes]], list[bytes]], path: str = CHAT) -> RestMutant:
+    """Changes the events of streams, each without its empty line."""
+
+    def alter(ask: Ask, reply: Reply) -> Reply:
+        if not ask.path.endswith(path) or not reply.body.startswith(b"data:"):
+            return reply
+        parts = [part for part in reply.body.split(b"\n\n") if part]
+        return replace(reply, body=b"".join(part + b"\n\n" for part in change(parts)))
+
+    return alter
+
+
+def is_text(part: bytes) -> bool:
+    return b'"content": "' in part and b'"role"' not in part
+
+
+rest_mutant("models_lack_ours", document(MODELS, lambda d: d["data"][0].update(id="x")), "openai.models.lists_model")
+rest_mutant("models_are_no_list", document(MODELS, lambda d: d.update(object="models")), "openai.models.schema")
+rest_mutant("chat_has_no_time", document(CHAT, lambda d: d.pop("created")), "openai.chat.schema")
+rest_mutant("chat_names_another", document(CHAT, lambda d: d.update(model="x")), "openai.chat.model")
+rest_mutant("chat_usage_is_off", document(CHAT, lambda d: d["usage"].update(total_tokens=1)), "openai.chat.usage")
+rest_mutant(
+    "chat_is_too_long",
+    asked_for(b'"max_tokens": 6', document(CHAT, lambda d: d["usage"].update(completion_tokens=7, total_tokens=9))),
+    "openai.chat.max_tokens",
+)
+rest_mutant(
+    "cut_chat_says_stop",
+    asked_for(
+        b'"max_tokens": 6',
+        document(CHAT, lambda d: d["choices"][0].update(finish_reason="content_filter")),
+    ),
+    "openai.chat.max_tokens",
+)
+
+
+def _keeps_the_stop(ask: Ask, reply: Reply) -> Reply:
+    """The text goes on to the stop sequence and holds it."""
+    if not ask.path.endswith(CHAT) or b'"stop": [' not in ask.body:
+        return reply
+    word = json.loads(ask.body)["stop"][0]
+    return choice(CHAT, lambda c: c["message"].update(content=c["message"]["content"] + word))(ask, reply)
+
+
+rest_mutant("chat_keeps_its_stop", _keeps_the_stop, "openai.chat.stop")
+rest_mutant(
+    "stopped_chat_says_length",
+    asked_for(b'"stop": [', choice(CHAT, lambda c: c.update(finish_reason="length"))),
+    "openai.chat.stop",
+)
+rest_mutant(
+    "chat_gives_one_of_two", document(CHAT, lambda d: d["choices"].__delitem__(slice(1, None))), "openai.chat.n"
+)
+
+
+def _never_the_same(ask: Ask, reply: Reply) -> Reply:
+    ask.memory["turn"] = turn = ask.memory.get("turn", 0) + 1
+    return choice(CHAT, lambda c: c["message"].update(content=f"{turn}"))(ask, reply)
+
+
+rest_mutant("chat_never_repeats", _never_the_same, "openai.chat.repeats")
+rest_mutant(
+    "unknown_field_is_500",
+    asked_for(b"servecert_unknown", lambda ask, reply: replace(reply, status=500)),
+    "openai.chat.unknown_field",
+)
+rest_mutant("completion_has_no_id", document(COMPLETIONS, lambda d: d.pop("id")), "openai.completions.schema")
+rest_mutant(
+    "completion_usage_is_off",
+    document(COMPLETIONS, lambda d: d["usage"].update(total_tokens=1)),
+    "openai.completions.usage",
+)
+rest_mutant(
+    "completion_is_too_long",
+    asked_for(
+        b'"max_tokens": 6', document(COMPLETIONS, lambda d: d["usage"].update(completion_tokens=7, total_tokens=9))
+    ),
+    "openai.completions.max_tokens",
+)
+rest_mutant(
+    "second_prompt_is_lost",
+    document(COMPLETIONS, lambda d: d["choices"].__delitem__(slice(1, None))),
+    "openai.completions.prompts",
+)
+for _name in ("unknown_model", "messages_missing", "temperature", "max_tokens", "malformed"):
+    rest_mutant(
+        f"openai_{_name}_is_500",
+        on(lambda _, reply: reply.refusal, lambda _, reply: replace(reply, status=500)),
+        f"openai.errors.{_name}",
+    )
+    rest_mutant(
+        f"openai_{_name}_has_no_message",
+        on(lambda _, reply: reply.refusal, lambda _, reply: reply.json(reply.status, {"error": {"code": 1}})),
+        f"openai.errors.{_name}",
+    )
+rest_mutant("stream_comes_as_json", header(CHAT, "content-type", "application/json"), "openai.stream.content_type")
+rest_mutant("an_event_is_cut", events(lambda parts: [*parts[:2], parts[2][:-1], *parts[3:]]), "openai.stream.events")
+rest_mutant(
+    "ids_change_within_a_stream",
+    events(lambda parts: [*parts[:2], parts[2].replace(b'"chatcmpl-', b'"chatcmpl-x'), *parts[3:]]),
+    "openai.stream.events",
+)
+rest_mutant("a_delta_is_lost", events(lambda parts: [*parts[:2], *parts[3:]]), "openai.stream.text")
+rest_mutant(
+    "every_delta_has_a_reason",
+    events(lambda parts: [part.replace(b'"finish_reason": null', b'"finish_reason": "stop"') for part in parts]),
+    "openai.stream.one_finish_reason",
+)
+rest_mutant(
+    "no_delta_has_a_reason",
+    events(lambda parts: [part.replace(b'"finish_reason": "stop"', b'"finish_reason": null') for part in parts]),
+    "openai.stream.one_finish_reason",
+)
+rest_mutant("done_is_missing", events(lambda parts: parts[:-1]), "openai.stream.done")
+rest_mutant("done_comes_early", events(lambda parts: [parts[-1], *parts[:-1]]), "openai.stream.done")
+rest_mutant(
+    "no_delta_has_a_role",
+    events(lambda parts: [part.replace(b'"role": "assistant", ', b"") for part in parts]),
+    "openai.stream.role",
+)
+
+
+def _at_once(parts: list[bytes]) -> list[bytes]:
+    text = "".join(
+        json.loads(part[5:])["choices"][0]["delta"].get("content", "") for part in parts if part[6:7] == b"{"
+    )
+    first = json.loads(parts[0][5:])
+    first["choices"][0]["delta"]["content"] = text
+    rest_of = [part for part in parts[1:] if not is_text(part)]
+    return [b"data: " + json.dumps(first).encode(), *rest_of]
+
+
+rest_mutant("the_text_comes_at_once", events(_at_once), "openai.stream.pieces")
+rest_mutant(
+    "stream_usage_is_missing",
+    events(lambda parts: [part for part in parts if b'"usage"' not in part]),
+    "openai.stream.usage",
+)
+rest_mutant(
+    "a_completion_delta_is_lost",
+    events(lambda parts: [parts[0], *parts[2:]], COMPLETIONS),
+    "openai.stream.completions",
+)
+rest_mutant(
+    "refused_stream_is_an_event",
+    on(
+        lambda ask, reply: reply.refusal and b'"stream": true' in ask.body,
+        lambda _, reply: Reply(200, {"content-type": "text/event-stream"}, b"data: " + reply.body + b"\n\n"),
+    ),
+    "openai.stream.refused_before",
+)
+
+
+def _keeps_slots(ask: Ask, reply: Reply) -> Reply:
+    ask.memory["streams"] = ask.memory.get("streams", 0) + (b'"stream": true' in ask.body)
+    ask.memory["wait_s"] = 0.7 if ask.memory["streams"] >= 8 else 0
+    return reply
+
+
+rest_mutant("those_who_left_keep_their_slots", _keeps_slots, "openai.stream.disconnect")
+GENERATE, GENERATE_STREAM = "/text/generate", "/text/generate_stream"
+rest_mutant("generate_is_500", status(GENERATE, 500), "generate.answer.status")
+rest_mutant("generate_has_no_text", document(GENERATE, lambda d: d.pop("text_output")), "generate.answer.fields")
+rest_mutant(
+    "generate_refuses_parameters",
+    asked_for(b"servecert_flag", status(GENERATE, 400)),
+    "generate.answer.parameters",
+)
+rest_mutant("unknown_model_generates", status(f"{NO_MODEL}/generate", 200), "generate.answer.unknown_model")
+rest_mutant(
+    "generate_needs_no_input",
+    on(lambda ask, reply: ask.path.endswith(GENERATE) and reply.refusal, lambda _, r: replace(r, status=200)),
+    "generate.answer.input_missing",
+)
+rest_mutant(
+    "generated_stream_is_json",
+    header(GENERATE_STREAM, "content-type", "application/json"),
+    "generate.stream.content_type",
+)
+rest_mutant(
+    "generated_event_lacks_text",
+    events(lambda parts: [parts[0].replace(b"text_output", b"text"), *parts[1:]], GENERATE_STREAM),
+    "generate.stream.events",
+)
+rest_mutant(
+    "generated_word_is_lost", events(lambda parts: [parts[0], *parts[2:]], GENERATE_STREAM), "generate.stream.text"
 )
 
 

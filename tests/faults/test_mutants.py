@@ -13,7 +13,7 @@ import pytest
 from harness.checks import run_checks
 from harness.endpoint import Endpoint
 from harness.records import CheckResult, LoadResult, Outcome
-from harness.runtimes import BuiltModel
+from harness.runtimes import BuiltModel, build_model
 from scenarios.suites.conformance import PROFILES, REGISTRY, repository
 from scenarios.suites.conformance.target import open_target
 from scenarios.suites.load import Plan, load
@@ -42,9 +42,15 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(identity: BuiltModel, identity_half: BuiltModel) -> Iterator[Bench]:
+def models(identity: BuiltModel, identity_half: BuiltModel) -> dict[str, BuiltModel]:
+    return {"identity": identity, "half": identity_half, "text": build_model("text")}
+
+
+@pytest.fixture(scope="module")
+def bench(models: dict[str, BuiltModel]) -> Iterator[Bench]:
     command = [sys.executable, "-m", "tests.faults.mutants", "--orders", "--http-port", "0", "--grpc-port", "0"]
-    command += ["--model", f"identity={identity.artifacts}", "--model", f"half={identity_half.artifacts}"]
+    for name, built in models.items():
+        command += ["--model", f"{name}={built.artifacts}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None
@@ -93,15 +99,18 @@ async def test_mutant_is_killed_by_its_check(
     mutant: str,
     killer: str,
     bench: Bench,
-    identity: BuiltModel,
-    identity_half: BuiltModel,
+    models: dict[str, BuiltModel],
     monkeypatch: pytest.MonkeyPatch,
     record_property: pytest.RecordProperty,
 ) -> None:
     monkeypatch.setattr(repository, "UNLOAD_S", 0.5)
     monkeypatch.setattr(repository, "LOAD_S", 2.0)
-    half = any(name in killer for name in ("fp16", "bf16"))
-    target = endpoint(bench.server, identity_half, "half") if half else endpoint(bench.server, identity)
+    name = "identity"
+    if killer.startswith(("openai.", "generate.")):
+        name = "text"
+    elif any(half in killer for half in ("fp16", "bf16")):
+        name = "half"
+    target = endpoint(bench.server, models[name], name)
     bench.become(mutant)
     try:
         result = await killed_by(target, killer)
@@ -119,14 +128,14 @@ def test_every_check_has_a_mutant() -> None:
     assert sorted(killers - set(REGISTRY.checks)) == ["load.answers", "parity.batch", "parity.golden.rest"]
 
 
-@pytest.mark.parametrize("model", ["identity", "half"])
-async def test_sound_server_passes_every_check(
-    model: str, bench: Bench, identity: BuiltModel, identity_half: BuiltModel
-) -> None:
+@pytest.mark.parametrize("model", ["identity", "half", "text"])
+async def test_sound_server_passes_every_check(model: str, bench: Bench, models: dict[str, BuiltModel]) -> None:
     bench.become("")
-    built = identity if model == "identity" else identity_half
+    built = models[model]
     for turn in range(ROUNDS):
         ids = [check_id for check_id in REGISTRY.checks if turn == 0 or check_id not in SLOW]
+        if model != "text":
+            ids = [check_id for check_id in ids if not check_id.startswith(("openai.", "generate."))]
         results = await run_ids(endpoint(bench.server, built, model), ids)
         assert len(results) == len(ids)
         assert [result for result in results.values() if result.outcome in (Outcome.FAILED, Outcome.ERROR)] == []

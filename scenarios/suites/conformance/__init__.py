@@ -10,9 +10,11 @@ from harness.errors import UsageError
 from harness.records import CheckResult
 from scenarios.suites.conformance import (
     datatypes,
+    generate,
     grpc_checks,
     grpc_errors,
     metrics,
+    openai,
     repository,
     rest_binary,
     rest_errors,
@@ -36,6 +38,8 @@ MODULES = (
     repository,
     statistics,
     metrics,
+    openai,
+    generate,
 )
 """Each enters its checks into the registry when it is imported."""
 
@@ -54,6 +58,8 @@ PROFILES: dict[str, tuple[str, ...]] = {
     "grpc": ("grpc.health", "grpc.metadata", "grpc.infer", "grpc.datatypes", "grpc.errors"),
     "repository": ("repository.index", "repository.unload", "repository.load", "repository.grpc"),
     "statistics": ("statistics.model", "statistics.counts"),
+    "openai": ("openai.models", "openai.chat", "openai.completions", "openai.errors", "openai.stream"),
+    "generate": ("generate.answer", "generate.stream"),
     "metrics": ("metrics.text", "metrics.counters", "metrics.histograms"),
 }
 
