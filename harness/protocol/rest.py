@@ -133,6 +133,10 @@ def _read_output(item: Any, tail: bytes) -> tuple[Tensor, bytes]:
         ) from error
 
 
+class _StaleConnection(httpx.TransportError):
+    """A connection from before, which the server had closed: asked again on a new one (RFC 9112, 9.3.1)."""
+
+
 class RestClient:
     """One server and one model. ``host`` replaces the Host header where the address is an ingress.
 
@@ -194,7 +198,10 @@ class RestClient:
         start = time.monotonic()
         try:
             async with asyncio.timeout(limit):
-                answer = await self._exchange(method, path, body, chunks, sent_headers, limit)
+                try:
+                    answer = await self._exchange(method, path, body, chunks, sent_headers, limit)
+                except _StaleConnection:
+                    answer = await self._exchange(method, path, body, chunks, sent_headers, limit)
         except (httpx.HTTPError, TimeoutError, ProtocolError) as error:
             why = (
                 f"no answer within {limit:g} s"
@@ -221,15 +228,32 @@ class RestClient:
             for chunk in chunks or []:
                 yield chunk
 
-        async with self._client.stream(
-            method, path, content=body if chunks is None else pieces(), headers=headers, timeout=limit
-        ) as response:
-            received = bytearray()
-            async for chunk in response.aiter_bytes():
-                received += chunk
-                if len(received) > MAX_ANSWER_BYTES:
-                    raise ProtocolError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
-            return RestAnswer(response.status_code, response.headers, bytes(received), 0.0)
+        fresh = answered = False
+
+        async def watch(event: str, _: Any) -> None:
+            nonlocal fresh
+            fresh = fresh or event == "connection.connect_tcp.started"
+
+        try:
+            async with self._client.stream(
+                method,
+                path,
+                content=body if chunks is None else pieces(),
+                headers=headers,
+                timeout=limit,
+                extensions={"trace": watch},
+            ) as response:
+                answered = True
+                received = bytearray()
+                async for chunk in response.aiter_bytes():
+                    received += chunk
+                    if len(received) > MAX_ANSWER_BYTES:
+                        raise ProtocolError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+                return RestAnswer(response.status_code, response.headers, bytes(received), 0.0)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+            if fresh or answered:
+                raise
+            raise _StaleConnection(str(error)) from error
 
     async def first_bytes(self, method: str, path: str, content: dict[str, Any]) -> bytes:
         """What comes first of an answer; the connection is cut then. Raises UnreachableError, or ProtocolError when the

@@ -49,9 +49,15 @@ class TorchScriptModel(Model):
         for spec, tensor in zip(self.tensors["outputs"], results, strict=True):
             array = tensor.numpy()
             output = InferOutput(name=spec["name"], shape=list(array.shape), datatype=spec["datatype"])
-            output.set_data_from_numpy(array, binary_data=False)
+            output.set_data_from_numpy(array, binary_data=payload.use_binary_outputs)
             outputs.append(output)
-        return InferResponse(response_id=payload.id or generate_uuid(), model_name=self.name, infer_outputs=outputs)
+        return InferResponse(
+            response_id=payload.id or generate_uuid(),
+            model_name=self.name,
+            infer_outputs=outputs,
+            use_binary_outputs=payload.use_binary_outputs,
+            requested_outputs=payload.request_outputs,
+        )
 
 
 if __name__ == "__main__":

@@ -815,8 +815,8 @@ def _counts_refusals(ask: Ask, reply: Reply) -> Reply:
 
 rest_mutant("refusals_count_as_successes", _counts_refusals, "statistics.counts.fail")
 rest_mutant(
-    "batches_count_as_one",
-    stats(lambda s: s.update(inference_count=s["execution_count"])),
+    "batches_count_twice",
+    stats(lambda s: s.update(inference_count=2 * s["inference_count"])),
     "statistics.counts.batch",
 )
 rest_mutant(

@@ -56,22 +56,21 @@ PROFILES: dict[str, tuple[str, ...]] = {
     ),
     "binary": ("rest.binary",),
     "grpc": ("grpc.health", "grpc.metadata", "grpc.infer", "grpc.datatypes", "grpc.errors"),
-    "repository": ("repository.index", "repository.unload", "repository.load", "repository.grpc"),
     "statistics": ("statistics.model", "statistics.counts"),
     "openai": ("openai.models", "openai.chat", "openai.completions", "openai.errors", "openai.stream"),
     "generate": ("generate.answer", "generate.stream"),
     "metrics": ("metrics.text", "metrics.counters", "metrics.histograms"),
+    "repository": ("repository.index", "repository.unload", "repository.load", "repository.grpc"),
 }
+"""In the order in which they are carried out: a server may lose its model in the last."""
 
 
 def select(profiles: Sequence[str]) -> list[Check]:
     """The checks of the profiles, in their order. Raises UsageError for an unknown profile."""
-    groups: list[str] = []
     for profile in profiles:
         if profile not in PROFILES:
             raise UsageError(f"unknown profile {profile!r}; expected one of {', '.join(PROFILES)}")
-        groups += PROFILES[profile]
-    return REGISTRY.in_groups(groups)
+    return REGISTRY.in_groups(group for name, groups in PROFILES.items() if name in profiles for group in groups)
 
 
 async def conformance(endpoint: Endpoint, profiles: Sequence[str], step: str = "") -> AsyncIterator[CheckResult]:

@@ -40,6 +40,8 @@ class Target:
     asked: frozenset[str] = frozenset()
     """Profiles that the user named; others are checked only where the server offers them."""
     metrics_path: str = "/metrics"
+    lost: str = ""
+    """Why the model is not served any more; empty while it is."""
     _once: dict[str, tuple[Any, list[Exchange]]] = field(default_factory=dict)
 
     # Payloads
