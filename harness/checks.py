@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,19 +188,3 @@ async def run_check(
         deviation=deviations.get(check.id),
         step=step,
     )
-
-
-async def run_checks(
-    checks: Iterable[Check],
-    target: Any,
-    *,
-    suite: str,
-    service: str,
-    runtime: str,
-    deviations: dict[str, Deviation],
-    step: str = "",
-) -> AsyncIterator[CheckResult]:
-    for check in checks:
-        yield await run_check(
-            check, target, suite=suite, service=service, runtime=runtime, deviations=deviations, step=step
-        )

@@ -193,12 +193,16 @@ def conformance(
     metrics: Annotated[
         str, typer.Option(metavar="PATH", help="where the metrics page is: a path or a URL")
     ] = "/metrics",
+    fuzz: Annotated[
+        str | None, typer.Option(metavar="T", help="afterwards, requests that nobody wrote down, for so long")
+    ] = None,
     payload: Payload = None,
     golden: Golden = None,
     baseline: Annotated[Path | None, typer.Option(metavar="FILE", help="known deviations (YAML), with reasons")] = None,
     out: Out = None,
     json: Json = "",
     junit: Junit = None,
+    seed: Annotated[int, typer.Option(help="of the fuzz")] = 1,
     quiet: Quiet = False,
 ) -> None:
     """Checks a running server against the protocol."""
@@ -206,10 +210,9 @@ def conformance(
     profiles = profile or ["rest", *(["grpc"] if grpc else [])]
     if "grpc" in profiles and not grpc:
         raise UsageError("--profile grpc needs --grpc HOST:PORT")
-    step = _validated(
-        ConformanceStep, {"suite": "conformance", "service": "target", "profiles": profiles, "metrics": metrics}
-    )
-    _run_step(step, endpoint, 1, Output(out, json, junit, quiet))
+    values = {"suite": "conformance", "service": "target", "profiles": profiles, "metrics": metrics, "fuzz": fuzz}
+    step = _validated(ConformanceStep, values)
+    _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
 
 
 @app.command()

@@ -174,6 +174,16 @@ class RunStore:
         if written != len(line):
             raise RunStoreError(f"could not write {path}: no space left; free some space or choose another --out")
 
+    def save(self, name: str, text: str) -> str:
+        """Keeps a text in the run directory; its place there. Raises RunStoreError."""
+        place = f"artifacts/{_slug(name)}"
+        try:
+            (self.directory / "artifacts").mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunStoreError(f"could not create {self.directory / 'artifacts'}: {error.strerror}") from error
+        self.write_text(place, text)
+        return place
+
     def samples_name(self, service: str, step: str) -> str:
         return f"samples/{_slug(step)}-{_slug(service)}.parquet"
 

@@ -136,6 +136,7 @@ class ConformanceStep(_Step):
     profiles: list[Literal["rest", "binary", "grpc", "repository", "statistics", "openai", "generate", "metrics"]] = (
         Field(default=["rest", "grpc"], description="repository unloads the model for a moment")
     )
+    fuzz: Duration | None = Field(None, description="afterwards, requests that nobody wrote down, for so long")
     metrics: str = Field("/metrics", description="where the service speaks to Prometheus: a path, or a whole URL")
 
 

@@ -56,10 +56,11 @@ def records_of(
     endpoint: Endpoint,
     seed: int,
     samples_name: Callable[[str], str],
+    save: Callable[[str, str], str],
     observer: Observer,
 ) -> AsyncIterator[Record]:
     if step.suite == "conformance":
-        return conformance(replace(endpoint, metrics_path=step.metrics), step.profiles, step=name)
+        return _conformance(step, name, endpoint, seed, save, observer)
     if step.suite == "parity":
         return parity(endpoint, step.chosen(), step=name)
     plan = load_plan(step, name, seed)
@@ -77,6 +78,18 @@ def records_of(
     return capacity(endpoint, search, samples_name, show, observer.note)
 
 
+async def _conformance(
+    step: ConformanceStep, name: str, endpoint: Endpoint, seed: int, save: Callable[[str, str], str], observer: Observer
+) -> AsyncIterator[Record]:
+    async for result in conformance(replace(endpoint, metrics_path=step.metrics), step.profiles, step=name):
+        yield result
+    if step.fuzz:
+        from scenarios.suites.conformance.fuzz import fuzz
+
+        async for found in fuzz(endpoint, step.fuzz, seed, save, observer.status, step=name):
+            yield found
+
+
 async def run_step(step: AnyStep, name: str, endpoint: Endpoint, seed: int, store: RunStore, observer: Observer) -> int:
     """How many records it gave. Whatever the suite raises goes through; what came before is written down."""
     started = time.monotonic()
@@ -85,7 +98,10 @@ async def run_step(step: AnyStep, name: str, endpoint: Endpoint, seed: int, stor
     def samples_name(stage: str) -> str:
         return store.samples_name(endpoint.service, stage)
 
-    async for record in records_of(step, name, endpoint, seed, samples_name, observer):
+    def save(file: str, text: str) -> str:
+        return store.save(f"{name}-{file}", text)
+
+    async for record in records_of(step, name, endpoint, seed, samples_name, save, observer):
         store.add(record)
         observer.record(record)
         count += 1

@@ -13,6 +13,7 @@ from google.protobuf import json_format
 
 from harness.errors import ProtocolError, ServecertError
 from harness.protocol.messages import MESSAGES, SERVICE
+from harness.protocol.patience import SHORT_S, Patience
 from harness.protocol.tensors import CONTENTS_FIELDS, DTYPES, InferResult, Tensor, TensorSpec, from_raw, to_raw
 from harness.protocol.transcript import note, shorten
 from harness.records import Exchange
@@ -102,6 +103,7 @@ class GrpcClient:
         self.model = model
         self.authority = authority
         self.timeout_s = timeout_s
+        self._patience = Patience()
         options: list[tuple[str, Any]] = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -129,11 +131,17 @@ class GrpcClient:
                 response_deserializer=MESSAGES[f"{method}Response"].FromString,
             )
         line, shown = self._describe(method, request)
+        limit = self._patience.limit(method, timeout_s or self.timeout_s)
         try:
-            answer = await stub(request, timeout=timeout_s or self.timeout_s)
+            answer = await stub(request, timeout=limit)
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and limit >= SHORT_S:
+                self._patience.unanswered(method)
+            else:
+                self._patience.answered(method)
             note(Exchange(line, shown, error.code().name, shorten(error.details() or "")))
             raise GrpcStatusError(error.code(), error.details() or "") from error
+        self._patience.answered(method)
         note(Exchange(line, shown, "OK", _as_text(answer)))
         return answer
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import httpx
 
 from harness.errors import ProtocolError, UnreachableError
+from harness.protocol.patience import Patience
 from harness.protocol.tensors import InferResult, Tensor, from_json_data, from_raw, to_json_data, to_raw
 from harness.protocol.transcript import note, shorten
 from harness.records import Exchange
@@ -148,6 +149,7 @@ class RestClient:
         self.model = model
         self.host = host
         self.timeout_s = timeout_s
+        self._patience = Patience()
         headers = {"Host": host} if host else {}
         try:
             # No proxy from the environment: what is measured is this server.
@@ -182,7 +184,8 @@ class RestClient:
         chunks: Sequence[bytes] | None = None,
     ) -> RestAnswer:
         """One exchange, noted in the transcript. Raises UnreachableError when no whole answer came."""
-        limit = timeout_s or self.timeout_s
+        kind = path.rpartition("/")[2]
+        limit = self._patience.limit(kind, timeout_s or self.timeout_s)
         sent_headers = dict(headers or {})
         body: bytes | None = None
         if isinstance(content, dict | list):
@@ -208,8 +211,11 @@ class RestClient:
                 if isinstance(error, TimeoutError)
                 else f"{type(error).__name__}: {error}"
             )
+            if isinstance(error, TimeoutError | httpx.TimeoutException):
+                self._patience.unanswered(kind)
             note(Exchange(line, shown, "no answer", why))
             raise UnreachableError(f"{method} {self.base_url}{path}: {why}") from error
+        self._patience.answered(kind)
         answer = RestAnswer(answer.status, answer.headers, answer.content, time.monotonic() - start)
         kind = answer.headers.get("content-type", "no content type")
         note(Exchange(line, shown, f"{answer.status} ({kind})", shorten(answer.content)))

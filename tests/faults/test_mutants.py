@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from harness.checks import run_checks
+from harness.checks import run_check
 from harness.endpoint import Endpoint
 from harness.records import CheckResult, LoadResult, Outcome
 from harness.runtimes import BuiltModel, build_model
@@ -75,8 +75,10 @@ def endpoint(server: Reference, built: BuiltModel, model: str = "identity", gold
 async def run_ids(target: Endpoint, ids: list[str]) -> dict[str, CheckResult]:
     checks = [REGISTRY.checks[check_id] for check_id in ids]
     async with open_target(target, asked=tuple(PROFILES)) as opened:
-        found = run_checks(checks, opened, suite="conformance", service="s", runtime="r", deviations={})
-        return {result.id: result async for result in found}
+        return {
+            check.id: await run_check(check, opened, suite="conformance", service="s", runtime="r", deviations={})
+            for check in checks
+        }
 
 
 async def killed_by(target: Endpoint, killer: str) -> CheckResult:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 
-from harness.checks import Check, run_checks
+from harness.checks import Check, run_check
 from harness.endpoint import Endpoint
-from harness.errors import UsageError
-from harness.records import CheckResult
+from harness.errors import MeasurementError, ServecertError, UsageError
+from harness.records import CheckResult, Outcome
 from scenarios.suites.conformance import (
     datatypes,
     generate,
@@ -23,7 +24,10 @@ from scenarios.suites.conformance import (
     statistics,
 )
 from scenarios.suites.conformance.sources import REGISTRY
-from scenarios.suites.conformance.target import open_target
+from scenarios.suites.conformance.target import Target, open_target
+
+GONE_S = 10.0
+"""A server that answers nothing for so long, while checks fail, has gone; until then it may be restarting."""
 
 __all__ = ["PROFILES", "REGISTRY", "conformance", "select"]
 
@@ -78,13 +82,34 @@ async def conformance(endpoint: Endpoint, profiles: Sequence[str], step: str = "
     checks = select(profiles)
     use_grpc = bool({"grpc", "repository"} & set(profiles))
     async with open_target(endpoint, use_grpc=use_grpc, asked=profiles) as target:
-        async for result in run_checks(
-            checks,
-            target,
-            suite="conformance",
-            service=endpoint.service,
-            runtime=endpoint.runtime,
-            deviations=endpoint.deviations,
-            step=step,
-        ):
+        last_id, answered_s = "", time.monotonic()
+        for place, check in enumerate(checks):
+            result = await run_check(
+                check,
+                target,
+                suite="conformance",
+                service=endpoint.service,
+                runtime=endpoint.runtime,
+                deviations=endpoint.deviations,
+                step=step,
+            )
             yield result
+            if result.outcome not in (Outcome.PASSED, Outcome.FAILED):
+                continue
+            if result.outcome is Outcome.PASSED or await _is_there(target):
+                last_id, answered_s = check.id, time.monotonic()
+            elif time.monotonic() - answered_s > GONE_S:
+                left = len(checks) - place - 1
+                raise MeasurementError(
+                    f"{endpoint.url} does not answer any more, since {last_id or 'the beginning'} or the check after"
+                    f" it; {left} of {len(checks)} checks were not carried out. The server's own log may say why"
+                )
+
+
+async def _is_there(target: Target) -> bool:
+    """Whether anything is answered at all: a refusal is an answer too."""
+    try:
+        await target.rest.request("GET", "/v2/health/live", timeout_s=2)
+    except ServecertError:
+        return False
+    return True
