@@ -7,6 +7,7 @@ from harness.verdict import Verdict, describe
 from reports.tables import (
     COLUMN_TITLES,
     COLUMNS,
+    LEVELS,
     capacity_rows,
     deviation_groups,
     errors_text,
@@ -14,6 +15,8 @@ from reports.tables import (
     load_title,
     parity_cells,
     parity_groups,
+    score_profiles,
+    scorecard,
     service_rows,
     stages,
     tally_text,
@@ -54,6 +57,24 @@ def markdown(run: Run, verdict: Verdict) -> str:
     if rows:
         lines += ["## Services", ""]
         lines += _table(["service", "runtime", "model", "ready after", "conformance", "parity", "load"], rows)
+    cards = scorecard(run)
+    if cards:
+        lines += ["## Scorecard", "", "Passed of applicable: MUST / SHOULD / MAY.", ""]
+        profiles = score_profiles(cards)
+        lines += _table(
+            ["service", "runtime", *profiles],
+            [
+                [
+                    card.service,
+                    card.runtime,
+                    *(
+                        " / ".join(card.scores[name].text(level) for level in LEVELS) if name in card.scores else ""
+                        for name in profiles
+                    ),
+                ]
+                for card in cards
+            ],
+        )
     for row in capacity_rows(run):
         seen = f" ({row.check.observed})" if row.check else ""
         lines += [f"Capacity of {row.service} ({row.runtime}): **{row.found}**{seen}", ""]

@@ -7,6 +7,7 @@ from typing import Any
 from harness.records import CheckResult, LoadResult, to_json
 from harness.runstore import Run
 from harness.verdict import Verdict
+from reports.tables import LEVELS, scorecard
 
 
 def check_json(check: CheckResult) -> dict[str, Any]:
@@ -45,5 +46,19 @@ def results(run: Run, verdict: Verdict) -> dict[str, Any]:
         "checks": [check_json(check) for check in run.checks],
         "parity": [to_json(item) for item in run.parity],
         "loads": [load_json(item) for item in run.loads],
+        "scorecard": [
+            {
+                "service": row.service,
+                "runtime": row.runtime,
+                "profiles": {
+                    name: {
+                        level: {"passed": score.passed.get(level, 0), "applicable": score.applicable.get(level, 0)}
+                        for level in LEVELS
+                    }
+                    for name, score in row.scores.items()
+                },
+            }
+            for row in scorecard(run)
+        ],
         "measurements": [to_json(item) for item in run.measurements],
     }

@@ -112,6 +112,61 @@ class MatrixGroup:
     tallies: list[Tally]
 
 
+@dataclass(frozen=True)
+class Score:
+    """Passed of applicable, by level; what was skipped is not applicable."""
+
+    passed: dict[str, int]
+    applicable: dict[str, int]
+
+    def text(self, level: str) -> str:
+        total = self.applicable.get(level, 0)
+        return f"{self.passed.get(level, 0)} of {total}" if total else "–"
+
+    def whole(self, level: str) -> bool:
+        return self.passed.get(level, 0) == self.applicable.get(level, 0)
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    service: str
+    runtime: str
+    scores: dict[str, Score]
+    """By profile; only those that something was checked of."""
+
+
+LEVELS = ("must", "should", "may")
+
+
+def scorecard(run: Run) -> list[ScoreRow]:
+    """A row a service: how much of each conformance profile it has. The profile is the first part of a check's group,
+    but for the binary extension, which is a profile of its own."""
+    rows = []
+    for service in conformance_services(run):
+        checks = [
+            check
+            for check in run.checks
+            if check.suite == "conformance" and check.service == service and check.outcome is not Outcome.SKIPPED
+        ]
+        scores: dict[str, Score] = {}
+        for check in checks:
+            score = scores.setdefault(profile_of(check), Score({}, {}))
+            level = str(check.level)
+            score.applicable[level] = score.applicable.get(level, 0) + 1
+            score.passed[level] = score.passed.get(level, 0) + (check.outcome is Outcome.PASSED)
+        if checks:
+            rows.append(ScoreRow(service, checks[0].runtime, scores))
+    return rows
+
+
+def profile_of(check: CheckResult) -> str:
+    return "binary" if check.group == "rest.binary" else check.group.partition(".")[0]
+
+
+def score_profiles(rows: list[ScoreRow]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.scores))
+
+
 def conformance_services(run: Run) -> list[str]:
     return list(dict.fromkeys(check.service for check in run.checks if check.suite == "conformance"))
 

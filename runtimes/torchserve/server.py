@@ -93,7 +93,8 @@ def main():
         return 1
     arguments.management_port, arguments.grpc_management_port = free_ports(2, arguments.host)
     package = Path(importlib.util.find_spec("ts").origin).parent
-    with tempfile.TemporaryDirectory(prefix="torchserve-") as directory:
+    # Workers listen on sockets below it, whose paths must be short: not where TMPDIR points to.
+    with tempfile.TemporaryDirectory(prefix="torchserve-", dir="/tmp") as directory:
         root = Path(directory)
         archive(root / "store", arguments.model_name, Path(arguments.model_dir))
         (root / "config.properties").write_text(configuration(root, arguments))

@@ -31,7 +31,7 @@ from scenarios.suites.conformance.sources import HTTP, OIP_REST
 from scenarios.suites.conformance.target import Target, open_target
 
 SUITE = "fuzz"
-ROUND = 200
+ROUND = 40
 """Examples drawn between two looks at the clock."""
 SHRINK_S = 20.0
 MOST_ROWS = 4

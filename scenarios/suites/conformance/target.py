@@ -257,9 +257,15 @@ async def eventually(condition: Callable[[], Awaitable[bool]], within_s: float) 
 
 
 async def gather(count: int, ask: Callable[[int], Awaitable[Any]]) -> Sequence[Any]:
-    """``count`` questions at once; the first error ends them all."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_await(ask(index))) for index in range(count)]
+    """``count`` questions at once; the first error ends them all and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_await(ask(index))) for index in range(count)]
+    except* Exception as errors:
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
     return [task.result() for task in tasks]
 
 
