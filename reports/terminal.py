@@ -15,7 +15,8 @@ from harness.units import format_duration
 from harness.verdict import Verdict, describe
 from reports.tables import COLUMN_TITLES, errors_text, load_title, service_rows, state_of, tally_text
 
-SHOWN = 6
+SHOWN = 12
+LONGEST_REQUEST = 600
 """Failures listed under a step; the report has them all."""
 
 
@@ -95,6 +96,8 @@ class Terminal:
                 self._line(f"           [dim]skipped: {escape(reasons)}[/]")
             for check in self._failures[:SHOWN]:
                 self._line(f"         [red]✕[/] {escape(describe(check))}")
+                for line in _evidence_lines(check):
+                    self._line(f"           [dim]{escape(line)}[/]")
             if len(self._failures) > SHOWN:
                 self._line(f"           and {len(self._failures) - SHOWN} more")
         self._states.clear()
@@ -106,6 +109,17 @@ class Terminal:
 
     def _line(self, markup: str) -> None:
         self.console.print(markup, highlight=False, soft_wrap=True)
+
+
+def _evidence_lines(check: CheckResult) -> list[str]:
+    """What was required and by whom, and the request that shows it; load and parity say so themselves."""
+    if check.suite not in ("conformance", "fuzz"):
+        return []
+    lines = [f"required ({check.level}): {check.requirement} [{check.source}]"]
+    if check.evidence:
+        request = check.evidence[-1].request
+        lines.append(request if len(request) <= LONGEST_REQUEST else f"{request[:LONGEST_REQUEST]}…")
+    return lines
 
 
 def _stage_lines(load: LoadResult) -> list[str]:

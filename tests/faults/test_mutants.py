@@ -22,7 +22,7 @@ from tests.faults.mutants import MUTANTS
 from tests.helpers import ROOT, Reference
 
 SLOW = ("rest.infer.body_32mib", "grpc.infer.message_32mib", "rest.infer.body_1mib")
-ROUNDS = int(os.environ.get("SERVECERT_SOUND_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("SERVECERT_SOUND_ROUNDS", "1"))
 """How often every check runs on the sound server; 20 before a release."""
 
 

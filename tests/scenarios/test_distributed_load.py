@@ -51,7 +51,7 @@ def test_two_workers_send_what_one_generator_would(reference: Reference, tmp_pat
             "--rate",
             "400/s",
             "--duration",
-            "3s",
+            "1s",
             "--warmup",
             "1s",
         ]
