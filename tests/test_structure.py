@@ -41,6 +41,8 @@ def files(folder: str) -> list[Path]:
         ("runtimes/models", ()),
         ("runtimes/mlserver", ()),
         ("runtimes/kserve", ()),
+        ("runtimes/triton", ()),
+        ("runtimes/torchserve", ()),
     ],
 )
 def test_folder_imports_only_what_it_may(folder: str, allowed: tuple[str, ...]) -> None:

@@ -44,6 +44,12 @@ def json_request(
     return {**request, **fields}
 
 
+def print_bytes(body: bytes) -> str:
+    """A shell command that prints exactly these bytes, whatever they are."""
+    octal = "".join(f"\\{byte:03o}" for byte in body)
+    return f"printf '{octal}'"
+
+
 def json_body(request: dict[str, Any] | list[Any]) -> bytes:
     return json.dumps(request, ensure_ascii=False).encode()
 
@@ -288,13 +294,18 @@ class RestClient:
             parts += ["-H", f"Host: {self.host}"]
         for name, value in headers.items():
             parts += ["-H", f"{name}: {value}"]
+        before = ""
         if body is not None:
             try:
-                text = body.decode()
+                text = body.decode() if b"\0" not in body else ""
             except UnicodeDecodeError:
-                text = "@request.bin"
-            parts += ["--data-binary", text if len(text) <= 4000 else "@request.json"]
-        return shlex.join([*parts, f"{self.base_url}{path}"])
+                text = ""
+            if len(body) > 4000:
+                text = "@request.json" if text else "@request.bin"
+            elif not text and body:
+                before, text = f"{print_bytes(body)} | ", "@-"
+            parts += ["--data-binary", text]
+        return before + shlex.join([*parts, f"{self.base_url}{path}"])
 
     async def get(self, path: str) -> RestAnswer:
         return await self.request("GET", path)

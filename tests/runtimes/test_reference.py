@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,10 +18,11 @@ import pytest
 
 from harness.environments import build_environment
 from harness.protocol.grpc_client import GrpcClient
-from harness.protocol.rest import RestClient
+from harness.protocol.rest import RestClient, binary_request
 from harness.protocol.tensors import DTYPES, TensorSpec, example_tensor, from_raw, same, to_raw
+from harness.protocol.transcript import recording
 from harness.runtimes import BuiltModel, find_runtime
-from tests.helpers import Reference, reference_server
+from tests.helpers import Reference, reference_server, tool
 
 HERE = Path(__file__).resolve().parent
 
@@ -230,3 +232,24 @@ def test_metrics_count_each_request_once(identity: BuiltModel) -> None:
         text = http.get("/metrics").text
     assert 'servecert_inference_requests_total{model="identity",outcome="failure"} 3' in text
     assert 'servecert_inference_duration_seconds_bucket{model="identity",le="+Inf"} 3' in text
+
+
+async def test_the_curl_line_of_a_binary_request_can_be_pasted(reference: Reference) -> None:
+    tool("curl")
+    body, length = binary_request(
+        [
+            example_tensor(TensorSpec(f"INPUT_{kind}", kind, (1, 4)))
+            for kind in DTYPES
+            if "16" not in kind or "INT" in kind
+        ]
+    )
+    with recording() as exchanges:
+        async with RestClient(reference.url, "identity") as client:
+            headers = {"Inference-Header-Content-Length": str(length), "Content-Type": "application/octet-stream"}
+            answer = await client.infer_raw(body, headers)
+    assert answer.status == 200
+    assert len(body) <= 4000, "short enough to be pasted"
+    pasted = await asyncio.to_thread(
+        subprocess.run, ["sh", "-c", exchanges[-1].request], capture_output=True, timeout=10, check=True
+    )
+    assert pasted.stdout.endswith(answer.content)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from harness.checks import MUST, Source
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError, ProtocolError, ServecertError
-from harness.protocol.rest import RestAnswer, json_request, parse_infer
+from harness.protocol.rest import RestAnswer, json_request, parse_infer, print_bytes
 from harness.protocol.tensors import DTYPES, Tensor, same
 from harness.protocol.transcript import recording
 from harness.records import CheckResult, Exchange, Outcome
@@ -364,13 +364,13 @@ def _result(
 
 def script(found: Finding, target: Target) -> str:
     """The request as a curl command that needs nothing beside it, whatever bytes it holds."""
-    octal = "".join(f"\\{byte:03o}" for byte in found.body)
     host = f" -H 'Host: {target.rest.host}'" if target.rest.host else ""
     url = f"{target.rest.base_url}{target.rest.model_path}/infer"
     readable = found.body[:400].decode(errors="backslashreplace").replace("\n", " ")
+    command = f"curl -sS -i -X POST -H 'Content-Type: application/json'{host} --data-binary @- '{url}'"
     return (
         f"#!/bin/sh\n# expected: {_line(found.expected)}\n# observed: {_line(found.observed)}\n# body: {readable}\n"
-        f"printf '{octal}' | curl -sS -i -X POST -H 'Content-Type: application/json'{host} --data-binary @- '{url}'\n"
+        f"{print_bytes(found.body)} | {command}\n"
     )
 
 

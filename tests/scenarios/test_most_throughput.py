@@ -1,0 +1,62 @@
+"""``concurrency: max`` finds how many clients a server of known parallelism can make use of."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+from harness.endpoint import Endpoint
+from harness.errors import MeasurementError
+from harness.protocol.tensors import TensorSpec, example_tensor
+from harness.records import LoadResult
+from scenarios.suites import load as suite
+from scenarios.suites.load import Plan, load
+from tests.helpers import read_request, scripted_server
+
+PARALLEL, SERVICE_S = 4, 0.02
+INPUT = (example_tensor(TensorSpec("x", "FP32", (1, 2))),)
+
+
+def serving(status: str = "200 OK") -> object:
+    slots = threading.Semaphore(PARALLEL)
+
+    def serve(connection: socket.socket, data: bytes) -> None:
+        while data:
+            _, body = read_request(connection, data)
+            request = json.loads(body or b"{}")
+            with slots:
+                time.sleep(SERVICE_S)
+            outputs = [{**item, "name": "y"} for item in request.get("inputs", [])]
+            answer = json.dumps({"model_name": "m", "id": request.get("id", ""), "outputs": outputs}).encode()
+            connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {len(answer)}\r\n\r\n".encode() + answer)
+            data = connection.recv(65536)
+
+    return serve
+
+
+async def test_the_fewest_clients_with_the_highest_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "SEARCH_PIECE_S", 1.0)
+    notes: list[str] = []
+    with scripted_server(serving()) as port:  # type: ignore[arg-type]
+        endpoint = Endpoint("m", "r", f"http://127.0.0.1:{port}", "m", payload=INPUT)
+        plan = Plan("load", 1.0, concurrency=1, most_throughput=True, warmup_s=0.2)
+        records = [record async for record in load(endpoint, plan, "s", lambda progress: None, notes.append)]
+    result = next(record for record in records if isinstance(record, LoadResult))
+    assert result.concurrency == PARALLEL, notes
+    assert "fewest with the highest throughput" in result.offered
+    assert result.achieved_rate_per_s == pytest.approx(PARALLEL / SERVICE_S, rel=0.15)
+    assert [int(note.split()[0]) for note in notes] == [1, 2, 4, 8, 16], "two doublings that brought nothing end it"
+
+
+async def test_errors_are_no_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "SEARCH_PIECE_S", 0.3)
+    with scripted_server(serving("503 Service Unavailable")) as port:  # type: ignore[arg-type]
+        endpoint = Endpoint("m", "r", f"http://127.0.0.1:{port}", "m", payload=INPUT)
+        plan = Plan("load", 1.0, concurrency=1, most_throughput=True, warmup_s=0.2)
+        with pytest.raises(MeasurementError, match="no request succeeded"):
+            async for _ in load(endpoint, plan, "s", lambda progress: None):
+                pass
