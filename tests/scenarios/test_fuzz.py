@@ -34,8 +34,8 @@ async def test_nothing_is_found_in_a_sound_server(reference: Reference, tmp_path
     assert {result.outcome for result in results.values()} == {Outcome.PASSED}, results
     assert set(results) == {"fuzz.valid", "fuzz.refused", "fuzz.answered", "fuzz.alive"}
     valid, spoilt = (int(part.split()[0]) for part in results["fuzz.valid"].observed.split(", "))
-    assert valid > 100
-    assert spoilt > 100
+    assert valid > 10
+    assert spoilt > 10
     assert not any("kept in" in result.observed for result in results.values())
 
 
