@@ -163,6 +163,23 @@ class GrpcClient:
         note(Exchange(line, shown, "OK", shorten("\n".join(_as_text(answer) for answer in answers))))
         return answers
 
+    async def raw_call(self, method: str, request: bytes, *, stream: bool = False) -> bytes | None:
+        """Of another service, whose messages are not ours: the first answer's bytes; None where none comes."""
+        kind = self._channel.stream_stream if stream else self._channel.unary_unary
+        line = shlex.join(["grpcurl", "-plaintext", self.address, method.strip("/")])
+        try:
+            if stream:
+                answer = await anext(aiter(kind(method)(iter([request]), timeout=self.timeout_s)))
+            else:
+                answer = await kind(method)(request, timeout=self.timeout_s)
+        except grpc.aio.AioRpcError as error:
+            note(Exchange(line, request.hex(" "), error.code().name, shorten(error.details() or "")))
+            return None
+        except StopAsyncIteration:
+            return None
+        note(Exchange(line, request.hex(" "), "OK", answer.hex(" ")[:600]))
+        return bytes(answer)
+
     def _describe(self, method: str, request: Any) -> tuple[str, str]:
         text = _as_text(request)
         parts = ["grpcurl", "-plaintext", "-proto", "open_inference.proto"]

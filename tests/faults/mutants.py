@@ -82,6 +82,8 @@ class Mutant:
     rest: RestMutant | None = None
     grpc: GrpcMutant | None = None
     model: ModelMutant | None = None
+    service: tuple[str, bytes] | None = None
+    """A method of another gRPC service, which the reference does not offer, and what it answers."""
 
 
 MUTANTS: dict[str, Mutant] = {}
@@ -734,6 +736,15 @@ def _tires(called: str, request: Any, answer: Any, memory: dict[str, Any]) -> An
 
 grpc_mutant("deadlines_wear_it_out", _tires, "grpc.infer.deadline")
 
+_add(Mutant("standard_health_says_no", ("grpc.health.standard",), service=("grpc.health.v1.Health/Check", b"\x08\x02")))
+_add(
+    Mutant(
+        "reflection_lists_another",
+        ("grpc.health.reflection",),
+        service=("ServerReflection/ServerReflectionInfo", b"\x32\x05\x0a\x03\x0a\x01x"),
+    )
+)
+
 # repository, statistics, metrics
 
 INDEX = "/v2/repository/index"
@@ -788,7 +799,9 @@ def stats(change: Callable[[dict[str, Any]], object]) -> RestMutant:
     return document(STATS, lambda content: change(content["model_stats"][0]) and None)
 
 
-rest_mutant("statistics_are_404", status(STATS, 404), "statistics.model.status")
+rest_mutant(
+    "statistics_are_404", status(STATS, 404), "statistics.model.status", "rest.server_metadata.extensions_answer"
+)
 rest_mutant("statistics_lack_a_field", stats(lambda s: s.pop("execution_count")), "statistics.model.fields")
 rest_mutant(
     "statistics_leave_it_out",
@@ -1126,8 +1139,39 @@ class Altered:
         await send({"type": "http.response.body", "body": reply.body})
 
 
+class OtherServices(grpc.GenericRpcHandler):
+    """What only a mutant offers."""
+
+    def service(self, details: Any) -> Any:
+        offered = CURRENT.mutant.service if CURRENT.mutant else None
+        if offered is None or not details.method.endswith(offered[0]):
+            return None
+
+        async def answer(request: Any, context: Any) -> bytes:
+            return offered[1]
+
+        async def stream(requests: Any, context: Any) -> Any:
+            async for _ in requests:
+                yield offered[1]
+
+        if offered[0].endswith("Info"):
+            return grpc.stream_stream_rpc_method_handler(stream)
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+class Both(grpc.GenericRpcHandler):
+    def __init__(self, *handlers: Any) -> None:
+        self.handlers = handlers
+
+    def service(self, details: Any) -> Any:
+        return next((found for handler in self.handlers if (found := handler.service(details)) is not None), None)
+
+
 class AlteredGrpc(GrpcService):
     """The service with each method's answer, or refusal, going through the current mutant."""
+
+    def handlers(self) -> Any:
+        return Both(super().handlers(), OtherServices())
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)

@@ -8,12 +8,12 @@ from typing import Any
 
 import grpc as grpc_lib
 
-from harness.checks import MUST, SHOULD, CheckFailed, Skip, expect
+from harness.checks import MAY, MUST, SHOULD, CheckFailed, Skip, expect
 from harness.protocol.grpc_client import GrpcStatusError, infer_request, parse_infer, specs
-from harness.protocol.messages import MESSAGES
+from harness.protocol.messages import MESSAGES, SERVICE
 from harness.protocol.rest import parse_infer as parse_rest
 from harness.protocol.tensors import InferResult, same
-from scenarios.suites.conformance.sources import OIP_GRPC, check
+from scenarios.suites.conformance.sources import GRPC, OIP_GRPC, check
 from scenarios.suites.conformance.target import (
     Target,
     body_of,
@@ -27,6 +27,8 @@ from scenarios.suites.conformance.target import (
 )
 
 NO_MODEL = "no-such-model-7d1f"
+LIST_SERVICES = b"\x3a\x00"
+"""A ServerReflectionRequest: list_services (7), empty."""
 
 
 def raw_first(target: Target) -> bool:
@@ -91,6 +93,27 @@ async def unknown_model_ready(target: Target) -> None:
         expect(error.code.name, "status").equals("NOT_FOUND")
     else:
         expect(answer.ready, "ready").equals(False)
+
+
+@check("grpc.health.standard", level=MAY, source=GRPC.health, needs=[grpc])
+async def standard_health(target: Target) -> None:
+    """The standard health service (grpc.health.v1), where there is one, answers SERVING for the whole server."""
+    answer = await target.grpc_client().raw_call("/grpc.health.v1.Health/Check", b"")
+    if answer is None:
+        raise Skip("grpc.health.v1 is not served")
+    expect(answer.hex(" "), "HealthCheckResponse").equals("08 01")  # status (1): SERVING (1)
+
+
+@check("grpc.health.reflection", level=MAY, source=GRPC.reflection, needs=[grpc])
+async def reflection(target: Target) -> None:
+    """Server reflection, where there is any, lists the inference service."""
+    for version in ("v1", "v1alpha"):
+        method = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+        answer = await target.grpc_client().raw_call(method, LIST_SERVICES, stream=True)
+        if answer is not None:
+            expect(SERVICE.encode() in answer, f"{SERVICE} in {answer[:300]!r}").is_true("the service's name")
+            return
+    raise Skip("server reflection is not served")
 
 
 # grpc.metadata

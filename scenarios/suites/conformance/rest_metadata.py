@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Awaitable, Callable
 
 from harness.checks import MUST, SHOULD, Skip, expect
+from harness.protocol.rest import HEADER_LENGTH, RestAnswer, binary_request
 from harness.protocol.tensors import DTYPES
 from scenarios.suites.conformance.sources import HTTP, OIP_REST, Operations, check
 from scenarios.suites.conformance.target import Target, body_of, gather, metadata, payload, versions
@@ -109,6 +111,42 @@ async def server_extensions(target: Target) -> None:
 async def server_content_type(target: Target) -> None:
     """Server metadata come as application/json."""
     expect((await target.rest.get("/v2")).content_type, "content type").equals("application/json")
+
+
+@check("rest.server_metadata.extensions_answer", level=SHOULD, source=OIP_REST.server_metadata)
+async def extensions_answer(target: Target) -> None:
+    """Each extension that the metadata list answers its simplest question."""
+    silent = []
+    for name in target.extensions:
+        question = next((ask for known, ask in EXTENSIONS.items() if name.startswith(known)), None)
+        if question is not None and (answer := await question(target)) is not None and answer.status != 200:
+            silent.append(f"{name}: status {answer.status}")
+    if not any(name.startswith(known) for name in target.extensions for known in EXTENSIONS):
+        raise Skip("the metadata list no extension with a question to ask")
+    expect(silent, "extensions that do not answer").equals([])
+
+
+async def _ask_binary(target: Target) -> RestAnswer | None:
+    if not target.has_payload:
+        return None
+    body, length = binary_request(target.example())
+    headers = {HEADER_LENGTH: str(length), "Content-Type": "application/octet-stream"}
+    return await target.rest.infer_raw(body, headers)
+
+
+async def _ask_index(target: Target) -> RestAnswer:
+    return await target.rest.request("POST", "/v2/repository/index", {})
+
+
+async def _ask_statistics(target: Target) -> RestAnswer:
+    return await target.rest.get(f"{target.rest.model_path}/stats")
+
+
+EXTENSIONS: dict[str, Callable[[Target], Awaitable[RestAnswer | None]]] = {
+    "binary_tensor_data": _ask_binary,
+    "model_repository": _ask_index,
+    "statistics": _ask_statistics,
+}
 
 
 # rest.model_metadata

@@ -39,6 +39,11 @@ class OIP_GRPC:
     status = Source("gRPC, doc/statuscodes.md", "Status codes and their use in gRPC")
 
 
+class GRPC:
+    health = Source("gRPC, doc/health-checking.md", "Service Definition")
+    reflection = Source("gRPC, doc/server-reflection.md", "Protocol")
+
+
 class HTTP:
     semantics = Source("RFC 9110, HTTP Semantics", "15.5 Client Error 4xx")
     methods = Source("RFC 9110, HTTP Semantics", "15.5.6 405 Method Not Allowed")
