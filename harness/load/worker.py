@@ -36,8 +36,8 @@ from harness.load.timer import Timer
 
 SWEEP_S = 0.02
 REPORT_S = 0.5
-AWAKE_NS = 80_000
-AWAKE_SHARE = 0.05
+AWAKE_NS = 150_000
+AWAKE_SHARE = 0.08
 LEAST_AWAKE_NS = 10_000
 """The loop waits awake at most so long before a request is due, and at most so great a share of the time."""
 
