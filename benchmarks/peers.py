@@ -22,6 +22,11 @@ def _pinned(command: list[str], timeout_s: float = 120) -> str:
     return result.stdout or result.stderr
 
 
+def _program(name: str) -> str | None:
+    """Of a PyPI package beside this Python, or of the system."""
+    return shutil.which(name, path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
+
+
 def _number(pattern: str, text: str) -> float:
     match = re.search(pattern, text)
     if match is None:
@@ -57,7 +62,7 @@ def hey(url: str, body: Path, kind: str, connections: int, seconds: int) -> floa
 
 
 def k6(url: str, body: Path, kind: str, connections: int, seconds: int) -> float | None:
-    program = shutil.which("k6", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
+    program = _program("k6")
     if not program:
         return None
     with tempfile.TemporaryDirectory() as name:
@@ -85,7 +90,7 @@ def k6(url: str, body: Path, kind: str, connections: int, seconds: int) -> float
 
 def _locust(user: str) -> Callable[[str, Path, str, int, int], float | None]:
     def run(url: str, body: Path, kind: str, connections: int, seconds: int) -> float | None:
-        program = shutil.which("locust", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
+        program = _program("locust")
         if not program:
             return None
         host, _, path = url.removeprefix("http://").partition("/")
@@ -191,7 +196,7 @@ POINTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
 
 
 def _k6_paced(scenario: str, url: str, seconds: int) -> Percentiles | None:
-    program = shutil.which("k6", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
+    program = _program("k6")
     if not program:
         return None
     with tempfile.TemporaryDirectory() as name:
@@ -229,7 +234,7 @@ def k6_users(url: str, rate: float, seconds: int) -> Percentiles | None:
 
 def locust_users(url: str, rate: float, seconds: int) -> Percentiles | None:
     """Locust's ``constant_throughput``: users that each send ten requests a second, when they can."""
-    program = shutil.which("locust", path=f"{Path(sys.executable).parent}:/usr/bin:/usr/local/bin")
+    program = _program("locust")
     if not program:
         return None
     users = round(rate / 10)

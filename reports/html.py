@@ -68,6 +68,7 @@ def html(run: Run, verdict: Verdict) -> str:
         if batch is not None and len(batch):
             stages.append((load, batch))
     services = tables.conformance_services(run)
+    cards = tables.scorecard(run)
     runtimes = {check.service: check.runtime for check in run.checks}
     places = {id(check): index for index, check in enumerate(run.checks)}
     failures = [check for check in run.checks if check.fails_run]
@@ -83,8 +84,8 @@ def html(run: Run, verdict: Verdict) -> str:
         "counts": tally(run.checks),
         "rows": tables.service_rows(run),
         "matrix": tables.matrix(run),
-        "cards": tables.scorecard(run),
-        "profiles": tables.score_profiles(tables.scorecard(run)),
+        "cards": cards,
+        "profiles": tables.score_profiles(cards),
         "services": services,
         "runtimes": runtimes,
         "place": lambda check: places[id(check)],

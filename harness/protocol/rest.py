@@ -23,6 +23,7 @@ from harness.protocol.transcript import note, shorten
 from harness.records import Exchange
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+OCTETS = "application/octet-stream"
 MAX_ANSWER_BYTES = 256 << 20
 
 
@@ -317,7 +318,12 @@ class RestClient:
         """Raises ProtocolError or UnreachableError."""
         return parse_infer(await self.infer_raw(json_request(inputs, request_id=request_id, **fields)))
 
+    async def infer_binary_raw(
+        self, inputs: Sequence[Tensor], *, request_id: str = "", binary_output: bool = True
+    ) -> RestAnswer:
+        """All inputs as binary data."""
+        body, length = binary_request(inputs, request_id=request_id, binary_output=binary_output)
+        return await self.infer_raw(body, {HEADER_LENGTH: str(length), "Content-Type": OCTETS})
+
     async def infer_binary(self, inputs: Sequence[Tensor], *, request_id: str = "") -> InferResult:
-        body, length = binary_request(inputs, request_id=request_id)
-        headers = {HEADER_LENGTH: str(length), "Content-Type": "application/octet-stream"}
-        return parse_infer(await self.infer_raw(body, headers))
+        return parse_infer(await self.infer_binary_raw(inputs, request_id=request_id))

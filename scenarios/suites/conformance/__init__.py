@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from harness.checks import Check, run_check
 from harness.endpoint import Endpoint
-from harness.errors import MeasurementError, ServecertError, UsageError
+from harness.errors import MeasurementError, UsageError
 from harness.records import CheckResult, Outcome
 from scenarios.suites.conformance import (
     datatypes,
@@ -24,7 +24,7 @@ from scenarios.suites.conformance import (
     statistics,
 )
 from scenarios.suites.conformance.sources import REGISTRY
-from scenarios.suites.conformance.target import Target, open_target
+from scenarios.suites.conformance.target import health_status, open_target
 
 GONE_S = 10.0
 """A server that answers nothing for so long, while checks fail, has gone; until then it may be restarting."""
@@ -96,7 +96,7 @@ async def conformance(endpoint: Endpoint, profiles: Sequence[str], step: str = "
             yield result
             if result.outcome not in (Outcome.PASSED, Outcome.FAILED):
                 continue
-            if result.outcome is Outcome.PASSED or await _is_there(target):
+            if result.outcome is Outcome.PASSED or await health_status(target) is not None:
                 last_id, answered_s = check.id, time.monotonic()
             elif time.monotonic() - answered_s > GONE_S:
                 left = len(checks) - place - 1
@@ -104,12 +104,3 @@ async def conformance(endpoint: Endpoint, profiles: Sequence[str], step: str = "
                     f"{endpoint.url} does not answer any more, since {last_id or 'the beginning'} or the check after"
                     f" it; {left} of {len(checks)} checks were not carried out. The server's own log may say why"
                 )
-
-
-async def _is_there(target: Target) -> bool:
-    """Whether anything is answered at all: a refusal is an answer too."""
-    try:
-        await target.rest.request("GET", "/v2/health/live", timeout_s=2)
-    except ServecertError:
-        return False
-    return True

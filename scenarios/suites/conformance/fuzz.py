@@ -28,7 +28,7 @@ from harness.protocol.transcript import recording
 from harness.records import CheckResult, Exchange, Outcome
 from scenarios.suites.conformance.datatypes import repeats
 from scenarios.suites.conformance.sources import HTTP, OIP_REST
-from scenarios.suites.conformance.target import Target, open_target
+from scenarios.suites.conformance.target import Target, eventually, health_status, open_target
 
 SUITE = "fuzz"
 ROUND = 40
@@ -36,6 +36,7 @@ ROUND = 40
 SHRINK_S = 20.0
 MOST_ROWS = 4
 TIMEOUT_S = 10.0
+RESTART_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,13 @@ class Session:
             raise Broken(rule, wanted, str(error)[:300]) from error
 
     async def _is_there(self) -> bool:
-        for _ in range(10):  # a server that is restarted by whoever watches it gets a moment
-            try:
-                return (await self.target.rest.request("GET", "/v2/health/live", timeout_s=2)).status < 500
-            except ServecertError:
-                await asyncio.sleep(0.2)
-        return False
+        """A server that is restarted by whoever watches it gets a moment."""
+        if not await eventually(self._answers, RESTART_S):
+            return False
+        return (await health_status(self.target) or 500) < 500
+
+    async def _answers(self) -> bool:
+        return await health_status(self.target) is not None
 
     def judge(self, kind: str, body: bytes, rule: Callable[[RestAnswer], None]) -> None:
         """Raises Broken for a rule that is not yet settled; the smallest request that breaks it is kept."""

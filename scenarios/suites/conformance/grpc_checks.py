@@ -50,14 +50,21 @@ def require_same(left: InferResult, right: InferResult, what: str) -> None:
             )
 
 
+def refusal(method: str, error: GrpcStatusError | None) -> GrpcStatusError:
+    """The error, where it refuses something: no error does not, and neither does a method that is not there."""
+    if error is None:
+        raise CheckFailed("a status other than OK", "OK")
+    if error.code is grpc_lib.StatusCode.UNIMPLEMENTED:
+        raise Skip(f"{method} is not implemented")
+    return error
+
+
 async def refused(target: Target, method: str, request: Any) -> GrpcStatusError:
     try:
         await target.grpc_client().call(method, request)
     except GrpcStatusError as error:
-        if error.code is grpc_lib.StatusCode.UNIMPLEMENTED:
-            raise Skip(f"{method} is not implemented") from error  # which refuses nothing
-        return error
-    raise CheckFailed("a status other than OK", "OK")
+        return refusal(method, error)
+    return refusal(method, None)
 
 
 # grpc.health

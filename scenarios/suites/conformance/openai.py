@@ -82,6 +82,16 @@ def text_of(body: dict[str, Any]) -> str:
     return text
 
 
+def check_schema(body: dict[str, Any], kind: str) -> None:
+    """What chat completions and completions have in common."""
+    expect(body.get("id"), "id").is_text()
+    expect(body.get("object"), "object").equals(kind)
+    expect(body.get("created"), "created").is_a(int, "a time in seconds")
+    expect(choice(body).get("index"), "index").equals(0)
+    expect(text_of(body), "text").is_text()
+    expect(choice(body).get("finish_reason"), "finish_reason").is_one_of(["stop", "length"])
+
+
 def check_usage(body: dict[str, Any]) -> None:
     usage = body.get("usage")
     if not isinstance(usage, dict):
@@ -131,14 +141,8 @@ async def models_schema(target: Target) -> None:
 async def chat_schema(target: Target) -> None:
     """A chat completion has an id, the object "chat.completion", a time, and choices with index, message and reason."""
     body = await plain_chat(target)
-    expect(body.get("id"), "id").is_text()
-    expect(body.get("object"), "object").equals("chat.completion")
-    expect(body.get("created"), "created").is_a(int, "a time in seconds")
-    found = choice(body)
-    expect(found.get("index"), "index").equals(0)
-    expect((found.get("message") or {}).get("role"), "role").equals("assistant")
-    expect(text_of(body), "content").is_text()
-    expect(found.get("finish_reason"), "finish_reason").is_one_of(["stop", "length"])
+    check_schema(body, "chat.completion")
+    expect((choice(body).get("message") or {}).get("role"), "role").equals("assistant")
 
 
 @check("openai.chat.model", level=MUST, source=OPENAI.chat)
@@ -198,13 +202,7 @@ async def chat_unknown_field(target: Target) -> None:
 @check("openai.completions.schema", level=MUST, source=OPENAI.completions)
 async def completions_schema(target: Target) -> None:
     """A completion has an id, the object "text_completion", a time, and choices with index, text and reason."""
-    body = await plain_completion(target)
-    expect(body.get("id"), "id").is_text()
-    expect(body.get("object"), "object").equals("text_completion")
-    expect(body.get("created"), "created").is_a(int, "a time in seconds")
-    expect(choice(body).get("index"), "index").equals(0)
-    expect(text_of(body), "text").is_text()
-    expect(choice(body).get("finish_reason"), "finish_reason").is_one_of(["stop", "length"])
+    check_schema(await plain_completion(target), "text_completion")
 
 
 @check("openai.completions.usage", level=MUST, source=OPENAI.completions)

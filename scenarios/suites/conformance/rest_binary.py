@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.checks import MUST, SHOULD, Check, CheckFailed, Need, expect
-from harness.protocol.rest import HEADER_LENGTH, RestAnswer, binary_request, json_input, json_request, parse_infer
+from harness.protocol.rest import HEADER_LENGTH, OCTETS, RestAnswer, json_input, json_request, parse_infer
 from harness.protocol.tensors import DTYPES, InferResult, Tensor, from_raw, same, to_raw
 from scenarios.suites.conformance.datatypes import has, repeats, requests, require_identity, typical
 from scenarios.suites.conformance.sources import BINARY, REGISTRY, check
@@ -23,7 +23,6 @@ from scenarios.suites.conformance.target import (
     second_output,
 )
 
-OCTETS = "application/octet-stream"
 binary = advertised("binary", "binary_tensor_data")
 
 
@@ -62,11 +61,7 @@ async def as_json(target: Target) -> InferResult:
 async def all_binary(target: Target) -> RestAnswer:
     """Binary inputs and binary outputs, shared by the checks that only look at the answer."""
 
-    async def ask() -> RestAnswer:
-        body, length = binary_request(target.example())
-        return await target.rest.infer_raw(body, {HEADER_LENGTH: str(length), "Content-Type": OCTETS})
-
-    answer: RestAnswer = await target.once("binary.all", ask)
+    answer: RestAnswer = await target.once("binary.all", lambda: target.rest.infer_binary_raw(target.example()))
     return answer
 
 
@@ -198,9 +193,7 @@ def _round_trip(datatype: str) -> None:
 
 async def round_trip(target: Target, datatype: str, values: list[Any]) -> None:
     for place, inputs in requests(target, datatype, values):
-        body, length = binary_request(inputs)
-        answer = await target.rest.infer_raw(body, {HEADER_LENGTH: str(length), "Content-Type": OCTETS})
-        came = parse_infer(answer).outputs[place]
+        came = (await target.rest.infer_binary(inputs)).outputs[place]
         sent = inputs[place]
         if not same(sent, came.with_name(sent.name)):
             raise CheckFailed(f"{to_raw(sent)[:64].hex(' ')}", f"{to_raw(came)[:64].hex(' ')} in {came.name}")
@@ -230,8 +223,7 @@ async def nonfinite_as_json(target: Target) -> None:
     JSON."""
     await require_identity(target)
     ((place, inputs), *_) = requests(target, "FP32", [math.nan])
-    body, length = binary_request(inputs, binary_output=False)
-    answer = await target.rest.infer_raw(body, {HEADER_LENGTH: str(length), "Content-Type": OCTETS})
+    answer = await target.rest.infer_binary_raw(inputs, binary_output=False)
     if 400 <= answer.status < 500:
         return
     expect(answer.status, "status").equals(200)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Awaitable, Callable
 
 from harness.checks import MUST, SHOULD, Skip, expect
-from harness.protocol.rest import HEADER_LENGTH, RestAnswer, binary_request
+from harness.protocol.rest import RestAnswer
 from harness.protocol.tensors import DTYPES
 from scenarios.suites.conformance.sources import HTTP, OIP_REST, Operations, check
 from scenarios.suites.conformance.target import Target, body_of, gather, metadata, payload, versions
@@ -129,9 +129,7 @@ async def extensions_answer(target: Target) -> None:
 async def _ask_binary(target: Target) -> RestAnswer | None:
     if not target.has_payload:
         return None
-    body, length = binary_request(target.example())
-    headers = {HEADER_LENGTH: str(length), "Content-Type": "application/octet-stream"}
-    return await target.rest.infer_raw(body, headers)
+    return await target.rest.infer_binary_raw(target.example())
 
 
 async def _ask_index(target: Target) -> RestAnswer:

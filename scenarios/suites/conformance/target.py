@@ -246,6 +246,14 @@ async def _extensions(rest: RestClient) -> tuple[str, ...]:
     return tuple(str(item) for item in listed) if isinstance(listed, list) else ()
 
 
+async def health_status(target: Target) -> int | None:
+    """What /v2/health/live says within 2 s; None where nothing is answered."""
+    try:
+        return (await target.rest.request("GET", "/v2/health/live", timeout_s=2)).status
+    except ServecertError:
+        return None
+
+
 async def eventually(condition: Callable[[], Awaitable[bool]], within_s: float) -> bool:
     """Whether it holds within the time; asked again every 50 ms."""
     deadline = time.monotonic() + within_s
