@@ -139,6 +139,13 @@ class ConformanceStep(_Step):
     fuzz: Duration | None = Field(None, description="afterwards, requests that nobody wrote down, for so long")
     metrics: str = Field("/metrics", description="where the service speaks to Prometheus: a path, or a whole URL")
 
+    @field_validator("fuzz")
+    @classmethod
+    def _some_fuzz(cls, value: float | None) -> float | None:
+        if value is not None and value <= 0:
+            raise ValueError("expected more than 0s; leave it out for none")
+        return value
+
 
 class ToleranceChoice(_Strict):
     relative: float = Field(0.0, ge=0)

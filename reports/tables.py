@@ -37,7 +37,7 @@ def state_of(check: CheckResult | None) -> str:
     return str(check.outcome)
 
 
-_SUITES = (("conformance",), ("parity",), ("load", "capacity"))
+_SUITES = (("conformance", "fuzz"), ("parity",), ("load", "capacity"))
 """The columns of a service's row."""
 
 
@@ -176,20 +176,22 @@ def matrix(run: Run) -> list[MatrixGroup]:
     services = conformance_services(run)
     by_id: dict[str, dict[str, CheckResult]] = {}
     for check in run.checks:
-        if check.suite == "conformance":
+        if check.suite in _SUITES[0]:
             by_id.setdefault(check.id, {})[check.service] = check
     groups: dict[str, list[MatrixRow]] = {}
     for check_id, found in by_id.items():
         any_one = next(iter(found.values()))
+        # An id of two parts, as those of fuzz, has the first of them for its group.
+        group = any_one.group if any_one.group != check_id else check_id.partition(".")[0]
         row = MatrixRow(
             check_id,
-            check_id.removeprefix(any_one.group + "."),
+            check_id.removeprefix(group + "."),
             any_one.requirement,
             str(any_one.level),
             any_one.source,
             [found.get(service) for service in services],
         )
-        groups.setdefault(any_one.group, []).append(row)
+        groups.setdefault(group, []).append(row)
     return [
         MatrixGroup(
             name,

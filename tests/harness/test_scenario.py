@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from harness.errors import ScenarioError, UsageError
-from harness.scenario import CATALOG, LoadStep, find_scenario, json_schema, load_scenario, resolved
+from harness.scenario import CATALOG, ConformanceStep, LoadStep, find_scenario, json_schema, load_scenario, resolved
 
 GOOD = """\
 name: good
@@ -113,6 +113,11 @@ def test_manifest_replaces_runtime_and_model(tmp_path: Path) -> None:
 def test_unknown_scenario_lists_the_catalog() -> None:
     with pytest.raises(UsageError, match="quickstart"):
         find_scenario("quikstart")
+
+
+def test_fuzz_of_no_time_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected more than 0s"):
+        ConformanceStep(suite="conformance", service="s", fuzz="0s")  # type: ignore[arg-type]
 
 
 def test_published_schema_is_current_and_accepts_the_catalog() -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from harness.records import Level, Outcome, SampleBatch
-from harness.runstore import RunStore, read_run
+from harness.runstore import Run, RunStore, read_run
 from harness.verdict import judge
+from reports.tables import matrix, scorecard, service_rows
 from reports.write import write_reports
 from tests.records import check, load_result
 
@@ -107,3 +108,16 @@ def test_reports_of_a_copied_directory_are_the_same(directory: Path, tmp_path: P
     write_reports(copy)
     for name in ("summary.md", "junit.xml", "results.json"):
         assert (copy / name).read_text() == (directory / name).read_text()
+
+
+def test_fuzz_stands_beside_the_checks(tmp_path: Path) -> None:
+    checks = [check(), check("fuzz.refused", Outcome.FAILED, suite="fuzz"), check("fuzz.valid", suite="fuzz")]
+    run = Run(tmp_path, {"services": {"svc": {"runtime": "r", "model": "m"}}}, checks=checks)
+    assert [(group.name, [row.title for row in group.rows]) for group in matrix(run)] == [
+        ("rest.infer", ["status"]),
+        ("fuzz", ["refused", "valid"]),
+    ]
+    (row,) = service_rows(run)
+    assert (row.conformance.passed, row.conformance.failed) == (2, 1)
+    (card,) = scorecard(run)
+    assert set(card.scores) == {"rest"}, "fuzz is no profile"
