@@ -1,203 +1,280 @@
-"""Knative's pod autoscaler (KPA): how many pods a revision should have, from what was scraped of its pods.
+"""Scales revisions as Knative's pod autoscaler does: scrapes each second, decides every two, and takes the last
+pod away only when the activator has been in the path for a while.
 
-Pure: no clock, no I/O; whoever calls it says what time it is. ``python -m cluster.local.autoscaler TRACE.json`` replays
-a recorded trace and prints it with this autoscaler's own outputs in the same columns, for anyone who wants to compare.
+``python -m cluster.local.autoscaler TRACE.json`` replays a recorded trace and prints it with this autoscaler's own
+outputs in the same columns, for anyone who wants to compare.
 
-Source: knative/serving, pkg/autoscaler/scaling/autoscaler.go, pkg/autoscaler/aggregation/bucketing.go and
-pkg/autoscaler/aggregation/max; docs/scaling/SYSTEM.md.
+Source: knative/serving, pkg/reconciler/autoscaling/kpa (scaler.go, kpa.go), pkg/autoscaler/scaling/multiscaler.go.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
-import math
+import logging
 import sys
+import time
 from collections import deque
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-GRANULARITY_S = 1
-TICK_S = 2
-"""Between two decisions; metrics are scraped into buckets of ``GRANULARITY_S``."""
-PRECISION = 10**6
-INT32_LEAST = -(1 << 31)
+from cluster.local.faults import NONE, Faults
+from cluster.local.resources import BY_KIND, Object, path
+from cluster.local.routes import RevisionRoute, RouteTable
+from cluster.local.store import Change, Recorder, Store
+from harness.kpa import GRANULARITY_S, TICK_S, Autoscaler, Decision, Spec
+from harness.kpa_settings import CONFIG_MAP, NAMESPACE, Settings, check_config, settings_of
 
-
-@dataclass(frozen=True)
-class Spec:
-    """Values are per pod, rates factors, the panic threshold a factor of the ready pods."""
-
-    target_value: float = 70.0
-    """What a pod should get: the target × the target utilization."""
-    total_value: float = 100.0
-    """What a pod can take."""
-    target_burst_capacity: float = 211.0
-    """-1 keeps the activator in the path, 0 leaves it out but for scaling from zero."""
-    panic_threshold: float = 2.0
-    max_scale_up_rate: float = 1000.0
-    max_scale_down_rate: float = 2.0
-    stable_window_s: float = 60.0
-    panic_window_s: float = 6.0
-    scale_down_delay_s: float = 0.0
-    activation_scale: int = 0
-    reachable: bool = True
-    """Whether a route leads to the revision; one that none leads to may scale down at once."""
-
-    def __post_init__(self) -> None:
-        positive = ("target_value", "total_value", "max_scale_up_rate", "max_scale_down_rate", "panic_threshold")
-        for name in (*positive, "stable_window_s", "panic_window_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)!r}")
-        if self.scale_down_delay_s < 0 or self.target_burst_capacity < -1:
-            raise ValueError(
-                "expected a scale_down_delay_s of 0 or more and a target_burst_capacity of -1 or more, got"
-                f" {self.scale_down_delay_s!r} and {self.target_burst_capacity!r}"
-            )
-
-
-class Buckets:
-    """Sums by the second, and their average over a window; seconds in which nothing was recorded count as zero."""
-
-    def __init__(self, window_s: float) -> None:
-        self._sums = [0.0] * math.ceil(window_s / GRANULARITY_S)
-        self._window_s = window_s
-        self._first: int | None = None
-        self._last: int | None = None
-        self._total = 0.0
-
-    def record(self, now_s: float, value: float) -> None:
-        """A value from before the window is left out."""
-        at = math.floor(now_s)
-        if self._last is None or at - self._last >= self._window_s:
-            self._sums = [0.0] * len(self._sums)
-            self._total, self._first, self._last = 0.0, at, at
-        elif at > self._last:
-            for second in range(self._last + 1, at + 1):
-                self._total -= self._sums[second % len(self._sums)]
-                self._sums[second % len(self._sums)] = 0.0
-            self._last = at
-        elif at <= self._last - self._window_s:
-            return
-        elif self._first is not None and at < self._first:
-            self._first = at
-        self._sums[at % len(self._sums)] += value
-        self._total += value
-
-    def is_empty(self, now_s: float) -> bool:
-        return self._last is None or math.floor(now_s) - self._last > self._window_s
-
-    def average(self, now_s: float) -> float:
-        """Over the buckets that were there: a young window is divided by its age, and one that was not written to
-        lately by what is left of it."""
-        if self._last is None or self._first is None:
-            return 0.0
-        at = math.floor(now_s)
-        behind = at - self._last
-        if behind >= self._window_s:
-            return 0.0
-        total, count = self._total, len(self._sums)
-        if behind > 0:
-            for second in range(self._last + 1, at + 1):
-                total -= self._sums[second % len(self._sums)]
-            count -= behind
-        return math.floor(total / min(self._last - self._first + 1, count) * PRECISION + 0.5) / PRECISION
-
-
-class HighestOf:
-    """The highest of the values recorded within the last ``duration_s``, by decision."""
-
-    def __init__(self, duration_s: float) -> None:
-        self._length = math.ceil(duration_s / TICK_S)
-        self._falling: deque[tuple[int, int]] = deque()
-
-    def record(self, now_s: float, value: int) -> int:
-        index = math.floor(now_s) // TICK_S
-        while self._falling and self._falling[-1][1] <= value:
-            self._falling.pop()
-        self._falling.append((index, value))
-        while self._falling[0][0] <= index - self._length:
-            self._falling.popleft()
-        return self._falling[0][1]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """``valid`` is False where there was nothing to decide from; the rest means nothing then."""
-
-    valid: bool
-    desired: int = 0
-    excess_burst_capacity: int = 0
-    """Below zero: the activator sits in the path."""
+UNKNOWN = -1
+PROGRESS_DEADLINE_S = 600.0
+CONFIG = BY_KIND["ConfigMap"]
+_log = logging.getLogger("servecert.cluster")
+State = Literal["activating", "active", "inactive"]
 
 
 @dataclass
-class Autoscaler:
-    """Of one revision. ``ready_pods`` are those when it begins: with more than one it begins in panic mode, so that a
-    restart of the autoscaler does not shrink what it knows nothing about yet."""
+class RevisionScaler:
+    """Of one revision. ``replicas`` is how many pods there shall be; times are of a monotonic clock."""
 
-    spec: Spec
-    ready_pods: int = 0
-    now_s: float = 0.0
+    settings: Settings
+    now_s: float
+    reachable: bool = True
+    faults: Faults = NONE
+    replicas: int = field(init=False)
+    desired: int = UNKNOWN
+    """What the decisions say, before bounds and the rules for zero."""
+    state: State = "activating"
+    initialized: bool = False
+    """Whether it ever had the pods that it starts with."""
 
     def __post_init__(self) -> None:
-        self.stable = Buckets(self.spec.stable_window_s)
-        self.panic = Buckets(self.spec.panic_window_s)
-        self.panic_since_s: float | None = self.now_s if self.ready_pods > 1 else None
-        """When the load was last over the panic threshold; None outside of panic mode."""
-        self._most_in_panic = self.ready_pods
-        delay_s = self.spec.scale_down_delay_s
-        self._delayed = HighestOf(delay_s) if delay_s > 0 else None
+        self.replicas = max(self.settings.initial, self.settings.least)
+        self.model = Autoscaler(self.settings.spec, 0, self.now_s)
+        self.since_s = self.now_s
+        """Of the state."""
+        self.excess = -1
+        self.proxied_since_s: float | None = self.now_s
+        """Since when the activator has been in the path; None while it is not."""
+        self._late: deque[tuple[float, int]] = deque()
+        self._decisions = 0
 
-    def record(self, now_s: float, value: float) -> None:
-        """What all pods and the activator had in that second: concurrency, or requests a second."""
-        self.stable.record(now_s, value)
-        self.panic.record(now_s, value)
+    @property
+    def activator(self) -> bool:
+        return self.proxied_since_s is not None
 
-    def averages(self, now_s: float) -> tuple[float, float]:
-        """Of the stable and of the panic window."""
-        return self.stable.average(now_s), self.panic.average(now_s)
+    def change(self, settings: Settings, *, reachable: bool, faults: Faults) -> None:
+        self.settings, self.reachable, self.faults = settings, reachable, faults
+        spec = replace(settings.spec, reachable=reachable)
+        if spec != self.model.spec:
+            self.model.change(spec)
 
-    def decide(self, now_s: float, ready_pods: int) -> Decision:
-        if self.stable.is_empty(now_s) and self.panic.is_empty(now_s):
-            return Decision(valid=False)
-        spec = self.spec
-        stable, panic = self.averages(now_s)
-        ready = max(1, ready_pods)
-        most = math.ceil(spec.max_scale_up_rate * ready)
-        least = math.floor(ready / spec.max_scale_down_rate) if spec.reachable else 0
-        wish_stable, wish_panic = math.ceil(stable / spec.target_value), math.ceil(panic / spec.target_value)
-        desired_stable = self._activated(wish_stable, min(max(wish_stable, least), most))
-        desired_panic = self._activated(wish_panic, min(max(wish_panic, least), most))
-        self._follow_panic(now_s, wish_panic / ready >= spec.panic_threshold)
-        desired = desired_stable
-        if self.panic_since_s is not None:
-            self._most_in_panic = max(self._most_in_panic, desired_stable, desired_panic)
-            desired = self._most_in_panic
-        if self._delayed is not None:
-            desired = self._delayed.record(now_s, desired)
-        return Decision(True, desired, self._excess(ready_pods, panic))
+    def record(self, now_s: float, value: float, ready: int) -> None:
+        """Nothing is scraped where there is no pod; the activator then speaks up only for what waits."""
+        if (ready or value) and "metrics-lost" not in self.faults:
+            self.model.record(now_s, value)
 
-    def _activated(self, wish: int, desired: int) -> int:
-        scale = self.spec.activation_scale
-        return scale if scale > 1 and wish > 0 and scale > desired else desired
+    def decide(self, now_s: float, ready: int) -> None:
+        if "autoscaler-frozen" in self.faults:
+            self.desired = self.replicas
+            return
+        decision = self.model.decide(now_s, ready)
+        if not decision.valid:
+            return
+        self.excess = decision.excess_burst_capacity
+        self.desired = self._broken(now_s, decision.desired)
 
-    def _follow_panic(self, now_s: float, over: bool) -> None:
-        if over:
-            self.panic_since_s = now_s
-        elif self.panic_since_s is not None and self.panic_since_s + self.spec.stable_window_s < now_s:
-            # The surge has made its way into the stable window.
-            self.panic_since_s = None
-            self._most_in_panic = 0
+    def _broken(self, now_s: float, desired: int) -> int:
+        """What faults make of a decision."""
+        if not self.faults.values:
+            return desired
+        self._decisions += 1
+        if "autoscaler-overshoots" in self.faults and desired > 1:
+            desired = round(desired * self.faults.value("autoscaler-overshoots"))
+        if "autoscaler-oscillates" in self.faults and desired:
+            desired += self._decisions // 2 % 2
+        if "autoscaler-slow" in self.faults:
+            self._late.append((now_s + self.faults.value("autoscaler-slow"), desired))
+            desired = self.desired if self.desired != UNKNOWN else self.replicas
+            while self._late and self._late[0][0] <= now_s:
+                desired = self._late.popleft()[1]
+        if "never-zero" in self.faults:
+            desired = max(1, desired)
+        return desired
 
-    def _excess(self, ready_pods: int, panic: float) -> int:
-        capacity = self.spec.target_burst_capacity
-        if capacity == 0:
-            return 0
-        if capacity < 0:
-            return -1
-        return max(INT32_LEAST, math.floor(ready_pods * self.spec.total_value - capacity - panic))
+    def follow(self, now_s: float, ready: int) -> None:
+        """From the latest decision and the ready pods to how many there shall be, and the activator's place."""
+        want = self._scale(now_s)
+        proxied = not (want > 0 and self.excess >= 0)
+        if proxied != self.activator:
+            self.proxied_since_s = now_s if proxied else None
+        threshold = max(1, self._least) if self.initialized else max(self._least, self.settings.initial)
+        if ready >= threshold:
+            self.initialized = True
+        if want == 0 or threshold == 0:
+            self._become("inactive", now_s)
+        elif ready < threshold:
+            self._become("activating" if want > 0 or self.state != "inactive" else "inactive", now_s)
+        elif want > 0 or self.state != "inactive":
+            self._become("active", now_s)
+
+    @property
+    def _least(self) -> int:
+        return self.settings.least if self.reachable else 0
+
+    def _become(self, state: State, now_s: float) -> None:
+        if state != self.state:
+            self.state, self.since_s = state, now_s
+
+    def _scale(self, now_s: float) -> int:
+        """What is wanted; ``replicas`` follows unless the time for it has not come."""
+        desired = self.desired
+        if desired < 0 and self.state != "activating":
+            return desired
+        least = self._least
+        if not self.initialized and self.reachable:
+            least = max(least, self.settings.initial)
+        desired = max(least, desired, 0)
+        if self.settings.most:
+            desired = min(self.settings.most, desired)
+        if desired > 0:
+            self.replicas = desired
+            return desired
+        return self._to_zero(now_s)
+
+    def _to_zero(self, now_s: float) -> int:
+        for_s = now_s - self.since_s
+        if not self.settings.scale_to_zero:
+            self.replicas = 1
+            return 1
+        if self.state == "activating":
+            if (not self.initialized and not self.reachable) or for_s > PROGRESS_DEADLINE_S:
+                self.replicas = 0  # it never ran, and nothing leads to it any more
+                return 0
+            return UNKNOWN
+        if self.state == "active":
+            if for_s >= self.settings.spec.stable_window_s:
+                return 0
+            self.replicas = min(self.replicas, 1)
+            return self.replicas
+        retention_s = self.settings.retention_s if self.reachable else 0.0
+        grace_s = self.settings.grace_s
+        proxied_s = now_s - self.proxied_since_s if self.proxied_since_s is not None else 0.0
+        if for_s >= max(grace_s, retention_s) or (for_s >= retention_s and proxied_s >= grace_s):
+            self.replicas = 0
+        return 0
+
+
+Changed = Callable[[str, str], None]
+
+
+class Autoscaling:
+    """All revisions of the cluster. ``changed`` is told the namespace and revision whose pods shall be others."""
+
+    def __init__(self, store: Store, routes: RouteTable, changed: Changed) -> None:
+        self.store = store
+        self.routes = routes
+        self.changed = changed
+        self.config: Mapping[str, str] = {}
+        self.recorder = Recorder(store, "autoscaler")
+        self._scalers: dict[tuple[str, str], RevisionScaler] = {}
+        self._ready: dict[tuple[str, str], int] = {}
+        self._unsubscribe: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        self._unsubscribe = self.store.subscribe(self._config_changed)
+        if found := self.store.find("ConfigMap", NAMESPACE, CONFIG_MAP):
+            self._take_config(found)
+
+    def stop(self) -> None:
+        if self._unsubscribe:
+            self._unsubscribe()
+
+    def _config_changed(self, change: Change) -> None:
+        metadata = change.object["metadata"]
+        if change.resource is CONFIG and (metadata["namespace"], metadata["name"]) == (NAMESPACE, CONFIG_MAP):
+            if change.type == "DELETED":
+                self.config = {}
+            else:
+                self._take_config(change.object)
+            for key in list(self._scalers):
+                self.changed(*key)
+
+    def _take_config(self, item: Object) -> None:
+        data = item.get("data") or {}
+        try:
+            check_config(data)
+        except ValueError as error:
+            self.recorder.event(item, "InvalidConfig", f"the configuration before stays in force: {error}", "Warning")
+            _log.warning("%s", error)
+            return
+        self.config = data
+
+    def sync(self, revision: Object, ready: int, *, reachable: bool, faults: Faults) -> RevisionScaler:
+        """The scaler of a revision, up to date with its annotations, its place in the route and its ready pods."""
+        metadata = revision["metadata"]
+        key = (metadata["namespace"], metadata["name"])
+        concurrency = int(path(revision, "spec", "containerConcurrency", default=0))
+        scaler = self._scalers.get(key)
+        try:
+            settings = settings_of(metadata.get("annotations") or {}, self.config, concurrency)
+        except ValueError as error:
+            self.recorder.event(revision, "InvalidAutoscaling", str(error), "Warning")
+            settings = scaler.settings if scaler else settings_of({}, self.config, concurrency)
+        now_s = time.monotonic()
+        if scaler is None:
+            scaler = self._scalers[key] = RevisionScaler(settings, now_s, reachable, faults)
+            self.routes.revision(*key).cold = self._poke
+        self._ready[key] = ready
+        scaler.change(settings, reachable=reachable, faults=faults)
+        scaler.follow(now_s, ready)
+        self._place_activator(key, scaler)
+        return scaler
+
+    def _place_activator(self, key: tuple[str, str], scaler: RevisionScaler) -> None:
+        self.routes.revision(*key).activator = scaler.activator
+
+    def forget(self, namespace: str, name: str) -> None:
+        self._scalers.pop((namespace, name), None)
+        self._ready.pop((namespace, name), None)
+
+    def scaler(self, namespace: str, name: str) -> RevisionScaler | None:
+        return self._scalers.get((namespace, name))
+
+    def _poke(self, revision: RevisionRoute) -> None:
+        """The activator has a request and no pod for it: nobody waits for the next decision."""
+        key = (revision.namespace, revision.name)
+        scaler = self._scalers.get(key)
+        if scaler is not None and scaler.replicas == 0:
+            now_s = time.monotonic()
+            scaler.record(now_s, float(max(1, revision.waiting)), 0)
+            self._decide(key, scaler, now_s)
+
+    def _decide(self, key: tuple[str, str], scaler: RevisionScaler, now_s: float) -> None:
+        before = (scaler.replicas, scaler.state, scaler.activator)
+        ready = self._ready.get(key, 0)
+        scaler.decide(now_s, ready)
+        scaler.follow(now_s, ready)
+        self._place_activator(key, scaler)
+        if (scaler.replicas, scaler.state, scaler.activator) != before:
+            self.changed(*key)
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        second = int(loop.time())
+        while True:
+            second += GRANULARITY_S
+            await asyncio.sleep(max(0.0, second - loop.time()))
+            second = max(second, int(loop.time()))  # a loop that stood still does not make up for it
+            now_s = time.monotonic()
+            for key, scaler in list(self._scalers.items()):
+                concurrency, rate = self.routes.revision(*key).meter.take()
+                value = rate if scaler.settings.metric == "rps" else concurrency
+                scaler.record(now_s, value, self._ready.get(key, 0))
+                if second % TICK_S == 0:
+                    self._decide(key, scaler, now_s)
 
 
 COLUMNS = (

@@ -36,6 +36,7 @@ from cluster.local.resources import BY_KIND
 from cluster.local.routes import RouteTable
 from cluster.local.storage import Storage
 from cluster.local.store import Store
+from harness.kpa_settings import CONFIG_MAP, DEFAULTS, NAMESPACE
 from harness.runstore import write_atomic
 from harness.runtimes import find_runtime, runtime_specs
 
@@ -74,8 +75,9 @@ def _kubeconfig(port: int, ca: bytes, token: str) -> str:
 
 
 def seed(store: Store) -> None:
-    """What a fresh cluster with KServe has: namespaces, the default service account, a runtime for each folder."""
-    for name in ("default", "kube-system", "kserve"):
+    """What a fresh cluster with KServe has: namespaces, service accounts, the autoscaler's configuration, a runtime for
+    each folder."""
+    for name in ("default", "kube-system", "kserve", "knative-serving"):
         store.create(
             BY_KIND["Namespace"],
             {
@@ -84,6 +86,9 @@ def seed(store: Store) -> None:
             },
         )
         store.create(BY_KIND["ServiceAccount"], {"metadata": {"name": "default", "namespace": name}})
+    store.create(
+        BY_KIND["ConfigMap"], {"metadata": {"name": CONFIG_MAP, "namespace": NAMESPACE}, "data": dict(DEFAULTS)}
+    )
     for name in runtime_specs():
         runtime = find_runtime(name)
         store.create(
@@ -138,6 +143,7 @@ async def serve(arguments: argparse.Namespace) -> int:
     kubelet.start()
     controller.start()
     reconciling = asyncio.create_task(controller.run())
+    scaling = asyncio.create_task(controller.autoscaling.run())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.002)
@@ -157,10 +163,11 @@ async def serve(arguments: argparse.Namespace) -> int:
     api.closing.set()
     controller.stop()
     reconciling.cancel()
+    scaling.cancel()
     await kubelet.stop()
     await gateway.stop()
     server.should_exit = True
-    await asyncio.gather(serving, reconciling, return_exceptions=True)
+    await asyncio.gather(serving, reconciling, scaling, return_exceptions=True)
     (directory / "cluster.json").unlink(missing_ok=True)
     (directory / "kubeconfig").unlink(missing_ok=True)
     if arguments.ephemeral:

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 from urllib.parse import quote
 
@@ -20,12 +21,12 @@ import h2.events
 import h2.exceptions
 import h2.settings
 
-from cluster.local.routes import Backend, Route, RouteTable
+from cluster.local.routes import Backend, RevisionRoute, RouteTable, Ticket
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 WINDOW = 4 << 20
 Headers = list[tuple[str, str]]
-_UNIMPLEMENTED, _UNAVAILABLE, _DEADLINE = 12, 14, 4
+_UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE, _DEADLINE = 12, 13, 14, 4
 
 
 @dataclass(eq=False)
@@ -46,8 +47,9 @@ class Stream:
     """A client's stream and its twin at the pod. Pending: (data, bytes to acknowledge), headers, or None (end)."""
 
     client_id: int
-    backend: Backend
-    route: Route
+    revision: RevisionRoute
+    backend: Backend | None = None
+    ticket: Ticket | None = None
     pod: PodConnection | None = None
     pod_id: int = 0
     to_pod: deque[tuple[bytes, int] | Headers | None] = field(default_factory=deque)
@@ -112,6 +114,10 @@ def _acknowledge(side: Side, size: int, stream_id: int) -> None:
         side.flush()
 
 
+def _pod(stream: Stream) -> str:
+    return f"pod {stream.backend.pod}" if stream.backend else "the pod"
+
+
 def _owed(pending: deque[tuple[bytes, int] | Headers | None]) -> int:
     return sum(item[1] for item in pending if isinstance(item, tuple))
 
@@ -134,7 +140,7 @@ class PodConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         for stream in list(self.streams.values()):
-            self.owner.fail(stream, _UNAVAILABLE, f"pod {stream.backend.pod} closed the connection")
+            self.owner.fail(stream, _UNAVAILABLE, f"{_pod(stream)} closed the connection")
         self.streams.clear()
 
     def data_received(self, data: bytes) -> None:
@@ -255,31 +261,44 @@ class GrpcConnection(asyncio.Protocol):
             self.side.connection.send_headers(stream_id, [(":status", "415"), ("content-length", str(len(body)))])
             self.side.connection.send_data(stream_id, body, end_stream=True)
             return
-        route = self.routes.find(host)
+        route, tag = self.routes.find(host) or (None, "")
         if route is None:
             known = ", ".join(self.routes.hosts()) or "none"
             self._refuse(stream_id, _UNIMPLEMENTED, f"no InferenceService for {host!r}; known hosts: {known}")
             return
-        backend = route.choose()
-        if backend is None or backend.grpc_port is None:
-            why = "no pod is ready" if backend is None else "its runtime does not serve gRPC"
-            self._refuse(
-                stream_id, _UNAVAILABLE if backend is None else _UNIMPLEMENTED, f"{route.namespace}/{route.name}: {why}"
-            )
+        revision = route.choose(tag)
+        if revision is None:
+            self._refuse(stream_id, _UNAVAILABLE, f"{route.named}: no pod is ready")
             return
-        stream = Stream(stream_id, backend, route)
+        if revision.breaking:
+            self.transport.abort()
+            return
+        stream = Stream(stream_id, revision)
         self.streams[stream_id] = stream
-        backend.enter()
         stream.to_pod.append(headers)
         stream.deadline = asyncio.get_running_loop().call_later(
-            route.timeout_s, self.fail, stream, _DEADLINE, f"no answer within {route.timeout_s:g} s"
+            revision.timeout_s, self.fail, stream, _DEADLINE, f"no answer within {revision.timeout_s:g} s"
         )
-        task = asyncio.get_running_loop().create_task(self._connect(stream))
+        ticket = revision.acquire(partial(self._placed, stream), partial(self._unplaced, stream))
+        if stream.done:
+            ticket.finish()  # it was answered while it was being placed
+        else:
+            stream.ticket = ticket
+
+    def _placed(self, stream: Stream, backend: Backend) -> None:
+        stream.backend = backend
+        if backend.grpc_port is None:
+            revision = stream.revision
+            self.fail(stream, _UNIMPLEMENTED, f"{revision.namespace}/{revision.name}: its runtime does not serve gRPC")
+            return
+        task = asyncio.get_running_loop().create_task(self._connect(stream, backend))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self, stream: Stream) -> None:
-        backend = stream.backend
+    def _unplaced(self, stream: Stream, status: int, why: str) -> None:
+        self.fail(stream, _INTERNAL if status == 500 else _UNAVAILABLE, why)
+
+    async def _connect(self, stream: Stream, backend: Backend) -> None:
         opening = self.pods.get(backend)
         if opening is None or (opening.done() and (opening.exception() is not None or opening.result().closed)):
             opening = asyncio.get_running_loop().create_task(self._dial(backend))
@@ -312,7 +331,7 @@ class GrpcConnection(asyncio.Protocol):
         except h2.exceptions.ProtocolError as error:
             # After an early answer the pod has closed its end; what the client still sends is of no use to it.
             if not stream.answered:
-                self.fail(stream, _UNAVAILABLE, f"pod {stream.backend.pod}: {error}")
+                self.fail(stream, _UNAVAILABLE, f"{_pod(stream)}: {error}")
 
     def push_to_client(self, stream: Stream) -> None:
         if stream.done:
@@ -374,4 +393,5 @@ class GrpcConnection(asyncio.Protocol):
             stream.pod.streams.pop(stream.pod_id, None)
             if not stream.pod.closed:
                 _acknowledge(stream.pod.side, _owed(stream.to_client), stream.pod_id)
-        stream.backend.leave()
+        if stream.ticket:
+            stream.ticket.finish()

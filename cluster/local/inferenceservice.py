@@ -1,8 +1,10 @@
 """The InferenceService controller: a revision a change of the pod template, its pods, a route, and the status.
 
-One revision serves at a time. A new one takes over when all its pods are ready; the old one's pods leave the route
-first and are stopped after their last request. Sources: kserve/kserve, pkg/apis/serving/v1beta1/
-inference_service_status.go and pkg/controller/v1beta1/inferenceservice; knative/serving for revisions.
+A new revision gets traffic when all the pods that it starts with are ready, as much as ``canaryTrafficPercent`` says;
+how many pods each has is the autoscaler's to decide. Pods leave the route before they are stopped.
+
+Sources: kserve/kserve, pkg/apis/serving/v1beta1/inference_service_status.go and
+pkg/controller/v1beta1/inferenceservice; knative/serving for revisions.
 """
 
 from __future__ import annotations
@@ -13,13 +15,17 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from cluster.local.autoscaler import Autoscaling
+from cluster.local.faults import Faults, faults_of
 from cluster.local.pods import MODEL_LABEL, PODS, PORTS_ANNOTATION, Kubelet
 from cluster.local.podtemplate import InvalidSpec, build_template, template_hash
 from cluster.local.resources import BY_KIND, Object, condition, path
-from cluster.local.routes import Backend, RouteTable
+from cluster.local.routes import Backend, RevisionRoute, RouteTable, Share
 from cluster.local.store import ApiError, Change, Recorder, Store, now, owner_reference
+from cluster.local.traffic import Rollout, Target, route_traffic
 
 ISVC = BY_KIND["InferenceService"]
 REVISION = BY_KIND["Revision"]
@@ -27,8 +33,22 @@ SERVICE = BY_KIND["Service"]
 RUNTIMES = (BY_KIND["ServingRuntime"], BY_KIND["ClusterServingRuntime"])
 HASH_ANNOTATION = "local.servecert.io/template-hash"
 REVISION_LABEL = "serving.knative.dev/revision"
+TAG_ROUTING = "serving.kserve.io/enable-tag-routing"
+LINGER_S = 0.5
 _FATAL_WAITING = {"CrashLoopBackOff", "ErrImagePull", "ImagePullBackOff"}
 _log = logging.getLogger("servecert.cluster")
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What reconciling found out about an InferenceService; revisions by name, oldest first."""
+
+    revisions: dict[str, Object]
+    created: str
+    ready: str
+    targets: tuple[Target, ...]
+    rollout: Rollout
+    invalid: InvalidSpec | None
 
 
 class Controller:
@@ -37,22 +57,32 @@ class Controller:
         self.kubelet = kubelet
         self.routes = routes
         self.recorder = Recorder(store, "v1beta1Controllers")
+        self.autoscaling = Autoscaling(store, routes, self._scale_changed)
+        self._known: dict[tuple[str, str], set[str]] = {}
+        self._lingers: set[str] = set()
         self._pending: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
         self._queued: set[tuple[str, str]] = set()
         self._unsubscribe: Callable[[], None] | None = None
 
     def start(self) -> None:
         self._unsubscribe = self.store.subscribe(self._changed)
+        self.autoscaling.start()
 
     def stop(self) -> None:
+        self.autoscaling.stop()
         if self._unsubscribe:
             self._unsubscribe()
+
+    def _scale_changed(self, namespace: str, revision: str) -> None:
+        found = self.store.find("Revision", namespace, revision)
+        if found is not None and (name := (found["metadata"].get("labels") or {}).get(MODEL_LABEL)):
+            self._enqueue(namespace, name)
 
     def _changed(self, change: Change) -> None:
         metadata = change.object["metadata"]
         if change.resource is ISVC:
             self._enqueue(metadata["namespace"], metadata["name"])
-        elif change.resource is PODS and (name := (metadata.get("labels") or {}).get(MODEL_LABEL)):
+        elif change.resource in (PODS, REVISION) and (name := (metadata.get("labels") or {}).get(MODEL_LABEL)):
             self._enqueue(metadata["namespace"], name)
         elif change.resource in RUNTIMES:
             for isvc in self.store.list(ISVC):
@@ -97,7 +127,7 @@ class Controller:
     def _reconcile(self, namespace: str, name: str) -> None:
         isvc = self.store.find("InferenceService", namespace, name)
         if isvc is None or "deletionTimestamp" in isvc["metadata"]:
-            self.routes.remove(namespace, name)
+            self._forget(namespace, name)
             return
         invalid: InvalidSpec | None = None
         try:
@@ -105,15 +135,32 @@ class Controller:
             self._ensure_revision(isvc, template)
         except InvalidSpec as error:
             invalid = error
-        revisions = self._revisions(isvc)
-        serving = self._serving(isvc, revisions)
-        created = revisions[-1] if revisions else None
-        for revision in revisions:
-            wanted = _replicas(revision) if revision in (created, serving) else 0
-            self._scale(isvc, revision, wanted)
-        self._publish(isvc, serving)
+        revisions = {item["metadata"]["name"]: item for item in self._revisions(isvc)}
+        self._known[namespace, name] = set(revisions)
+        created = next(reversed(revisions), "")
+        ready = self._latest_ready(isvc, revisions)
+        predictor = path(isvc, "status", "components", "predictor", default={})
+        rollout = Rollout(predictor.get("latestRolledoutRevision", ""), predictor.get("previousRolledoutRevision", ""))
+        annotations = isvc["metadata"].get("annotations") or {}
+        percent = isvc["spec"]["predictor"].get("canaryTrafficPercent")
+        tagged = annotations.get(TAG_ROUTING) == "true"
+        targets, rollout = route_traffic(created, ready, rollout, percent, tagged=tagged)
+        routed = {target.revision for target in targets}
+        faults = faults_of(isvc)
+        for revision_name, revision in revisions.items():
+            pending = revision_name == created and revision_name != ready
+            self._scale(isvc, revision, reachable=revision_name in routed or pending)
+        if "old-revision-revived" in faults and len(routed) > 1:
+            self._revive([item for key, item in revisions.items() if key not in {*routed, created}])
+        self._publish(isvc, revisions, targets, faults)
         self._ensure_service(isvc)
-        self._write_status(isvc, created, serving, invalid)
+        self._write_status(isvc, Outlook(revisions, created, ready, tuple(targets), rollout, invalid))
+
+    def _forget(self, namespace: str, name: str) -> None:
+        self.routes.remove(namespace, name)
+        for revision in self._known.pop((namespace, name), ()):
+            self.autoscaling.forget(namespace, revision)
+            self.routes.remove_revision(namespace, revision)
 
     def _revisions(self, isvc: Object) -> list[Object]:
         """Oldest first."""
@@ -155,53 +202,81 @@ class Controller:
         return self.store.list(PODS, metadata["namespace"], {REVISION_LABEL: metadata["name"]})
 
     def _ready_pods(self, revision: Object) -> list[Object]:
-        return [
-            pod
-            for pod in self._pods(revision)
-            if "deletionTimestamp" not in pod["metadata"] and (condition(pod, "Ready") or {}).get("status") == "True"
-        ]
+        return [pod for pod in self._pods(revision) if _is_ready(pod)]
 
-    def _serving(self, isvc: Object, revisions: list[Object]) -> Object | None:
-        """The newest revision with all its pods ready; once it served, it stays until a newer one is."""
-        latest_ready = path(isvc, "status", "components", "predictor", "latestReadyRevision", default="")
-        for revision in reversed(revisions):
-            if revision["metadata"]["name"] == latest_ready:
-                return revision
-            if len(self._ready_pods(revision)) >= _replicas(revision):
-                return revision
-        return None
+    def _serves(self, revision: Object) -> bool:
+        """Whether requests to it are answered: by pods, or after a while by pods that they start."""
+        metadata = revision["metadata"]
+        scaler = self.autoscaling.scaler(metadata["namespace"], metadata["name"])
+        if self._ready_pods(revision):
+            return True
+        return scaler is not None and scaler.initialized and not self._failure(revision)
 
-    def _scale(self, isvc: Object, revision: Object, wanted: int) -> None:
+    def _latest_ready(self, isvc: Object, revisions: dict[str, Object]) -> str:
+        """The newest revision that was ever ready: it stays so at zero pods, and while its pods are in trouble."""
+        known = path(isvc, "status", "components", "predictor", "latestReadyRevision", default="")
+        for name, revision in reversed(revisions.items()):
+            scaler = self.autoscaling.scaler(isvc["metadata"]["namespace"], name)
+            wanted = max(1, scaler.replicas) if scaler else 1
+            if name == known or len(self._ready_pods(revision)) >= wanted:
+                return name
+        return ""
+
+    def _scale(self, isvc: Object, revision: Object, *, reachable: bool) -> None:
+        faults = faults_of(isvc, revision)
+        ready = len(self._ready_pods(revision))
+        wanted = self.autoscaling.sync(revision, ready, reachable=reachable, faults=faults).replicas
         live = [pod for pod in self._pods(revision) if "deletionTimestamp" not in pod["metadata"]]
         for _ in range(wanted - len(live)):
             self._create_pod(revision)
+        # Those that are not ready go first, then the youngest, as in a ReplicaSet.
+        live.sort(key=lambda pod: (not _is_ready(pod), pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
         for pod in live[wanted:]:
             metadata = pod["metadata"]
-            self.routes.withdraw(metadata["name"])
+            if "killed-not-drained" not in faults:
+                self.routes.withdraw(metadata["name"])
             self.store.delete(PODS, metadata["namespace"], metadata["name"])
-        fresh = self.store.find("Revision", revision["metadata"]["namespace"], revision["metadata"]["name"])
-        if fresh is None:
+        self._write_revision_status(revision, ready, wanted)
+
+    def _write_revision_status(self, revision: Object, ready: int, wanted: int) -> None:
+        metadata = revision["metadata"]
+        fresh = self.store.find("Revision", metadata["namespace"], metadata["name"])
+        scaler = self.autoscaling.scaler(metadata["namespace"], metadata["name"])
+        if fresh is None or scaler is None:
             return
-        ready = len(self._ready_pods(revision))
-        state = "True" if ready >= max(1, wanted) else "False" if self._failure(revision) else "Unknown"
-        if wanted == 0:
-            state = (condition(fresh, "Ready") or {}).get("status", "Unknown")
-        conditions = _conditions(
-            fresh,
-            {
-                "ContainerHealthy": (state, "", ""),
-                "ResourcesAvailable": (state, "", ""),
-                "Active": ("True" if wanted else "False", "" if wanted else "NoTraffic", ""),
-                "Ready": (state, "", ""),
-            },
-        )
+        before = (condition(fresh, "Ready") or {}).get("status", "Unknown")
+        failed = self._failure(revision)
+        if scaler.state == "inactive":
+            state = before  # nothing runs that could say otherwise
+        elif ready >= max(1, wanted):
+            state = "True"
+        else:
+            state = "False" if failed else before if before == "True" and ready else "Unknown"
+        activity = {
+            "active": ("True", "", ""),
+            "activating": ("Unknown", "Queued", "Requests are buffered as resources are provisioned."),
+            "inactive": ("False", "NoTraffic", "The target is not receiving traffic."),
+        }[scaler.state]
         fresh["status"] = {
-            "conditions": conditions,
+            "conditions": _conditions(
+                fresh,
+                {
+                    "ContainerHealthy": (state, "", ""),
+                    "ResourcesAvailable": (state, "", ""),
+                    "Active": activity,
+                    "Ready": (state, "", ""),
+                },
+            ),
             "actualReplicas": ready,
             "desiredReplicas": wanted,
             "observedGeneration": fresh["metadata"]["generation"],
         }
         self.store.update(REVISION, fresh, subresource="status")
+
+    def _revive(self, old: list[Object]) -> None:
+        """The fault of that name: pods for a revision that no traffic leads to."""
+        if old and not self._pods(old[-1]):
+            self._create_pod(old[-1])
 
     def _create_pod(self, revision: Object) -> None:
         metadata = revision["metadata"]
@@ -225,21 +300,36 @@ class Controller:
             },
         )
 
-    def _publish(self, isvc: Object, serving: Object | None) -> None:
-        backends = []
-        for pod in self._ready_pods(serving) if serving else []:
-            ports = json.loads(pod["metadata"]["annotations"][PORTS_ANNOTATION])
-            backends.append(
-                Backend(
-                    pod["metadata"]["name"],
-                    serving["metadata"]["name"] if serving else "",
-                    pod["status"]["podIP"],
-                    ports["http"],
-                    ports.get("grpc"),
-                )
-            )
-        timeout_s = float(serving["spec"]["timeoutSeconds"]) if serving else 300.0
-        self.routes.set(isvc["metadata"]["namespace"], isvc["metadata"]["name"], backends, timeout_s)
+    def _publish(self, isvc: Object, revisions: dict[str, Object], targets: list[Target], faults: Faults) -> None:
+        metadata = isvc["metadata"]
+        namespace = metadata["namespace"]
+        for name, revision in revisions.items():
+            here = self.routes.revision(namespace, name)
+            here.limit = int(revision["spec"]["containerConcurrency"])
+            here.timeout_s = float(revision["spec"]["timeoutSeconds"])
+            here.faults = faults_of(isvc, revision)
+            here.crash = self.kubelet.crash
+            ready = self._ready_pods(revision)
+            kept = self._lingering(here, ready) if "killed-not-drained" in here.faults else []
+            self.routes.set_backends(namespace, name, [*map(_backend, ready), *kept])
+        shares: dict[str, float] = {}
+        for target in targets:
+            shares[target.revision] = shares.get(target.revision, 0.0) + target.percent
+        shares = _broken_split(shares, list(revisions), faults)
+        tags = {target.tag: self.routes.revision(namespace, target.revision) for target in targets if target.tag}
+        held = [Share(self.routes.revision(namespace, name), percent) for name, percent in shares.items()]
+        self.routes.set(namespace, metadata["name"], held, tags)
+
+    def _lingering(self, revision: RevisionRoute, ready: list[Object]) -> list[Backend]:
+        """The fault of killed pods: they stay in the route for a moment after they are gone."""
+        names = {pod["metadata"]["name"] for pod in ready}
+        left = [item for item in revision.backends if item.pod not in names]
+        loop = asyncio.get_running_loop()
+        for item in left:
+            if item.pod not in self._lingers:
+                self._lingers.add(item.pod)
+                loop.call_later(LINGER_S, revision.withdraw, item.pod)
+        return left
 
     def _ensure_service(self, isvc: Object) -> None:
         metadata = isvc["metadata"]
@@ -288,17 +378,15 @@ class Controller:
                     return failure
         return None
 
-    def _write_status(
-        self, isvc: Object, created: Object | None, serving: Object | None, invalid: InvalidSpec | None
-    ) -> None:
+    def _write_status(self, isvc: Object, outlook: Outlook) -> None:
         metadata = isvc["metadata"]
         old = isvc.get("status", {})
-        ready_pods = len(self._ready_pods(serving)) if serving else 0
-        rolled_out = (
-            created is not None and serving is not None and created["metadata"]["name"] == serving["metadata"]["name"]
-        )
+        created = outlook.revisions.get(outlook.created)
+        serving = outlook.revisions.get(outlook.ready)
+        invalid = outlook.invalid
+        rolled_out = bool(outlook.created) and outlook.created == outlook.ready
         failure = self._failure(created) if created and not rolled_out else None
-        up = ready_pods > 0
+        up = any(self._serves(outlook.revisions[target.revision]) for target in outlook.targets)
         if invalid:
             configuration = ("False", invalid.reason, str(invalid))
         elif rolled_out:
@@ -341,17 +429,21 @@ class Controller:
         }
         predictor = dict(path(old, "components", "predictor", default={}))
         if created:
-            predictor["latestCreatedRevision"] = created["metadata"]["name"]
+            predictor["latestCreatedRevision"] = outlook.created
         if serving:
-            current = serving["metadata"]["name"]
-            former = predictor.get("latestRolledoutRevision")
-            if former and former != current:
-                predictor["previousRolledoutRevision"] = former
+            predictor["latestReadyRevision"] = outlook.ready
+            for key, value in (
+                ("latestRolledoutRevision", outlook.rollout.rolled_out),
+                ("previousRolledoutRevision", outlook.rollout.previous),
+            ):
+                if value:
+                    predictor[key] = value
+            host = f"{name}-predictor"
             predictor.update(
-                latestReadyRevision=current,
-                latestRolledoutRevision=current,
-                traffic=[{"revisionName": current, "latestRevision": True, "percent": 100}],
-                url=f"http://{self.routes.host(namespace, f'{name}-predictor')}",
+                traffic=[
+                    target.status(self.routes.host(namespace, f"{target.tag}-{host}")) for target in outlook.targets
+                ],
+                url=f"http://{self.routes.host(namespace, host)}",
                 address={"url": f"http://{name}-predictor.{namespace}.svc.cluster.local"},
             )
             status["url"] = f"http://{self.routes.host(namespace, name)}"
@@ -404,9 +496,35 @@ class Controller:
         return result
 
 
-def _replicas(revision: Object) -> int:
-    """``minReplicas``. A revision starts with one pod (initial-scale); nothing scales it to zero yet."""
-    return max(1, int(revision["metadata"]["annotations"]["autoscaling.knative.dev/min-scale"]))
+def _is_ready(pod: Object) -> bool:
+    return "deletionTimestamp" not in pod["metadata"] and (condition(pod, "Ready") or {}).get("status") == "True"
+
+
+def _backend(pod: Object) -> Backend:
+    ports = json.loads(pod["metadata"]["annotations"][PORTS_ANNOTATION])
+    revision = pod["metadata"]["labels"][REVISION_LABEL]
+    return Backend(pod["metadata"]["name"], revision, pod["status"]["podIP"], ports["http"], ports.get("grpc"))
+
+
+def _broken_split(shares: dict[str, float], revisions: list[str], faults: Faults) -> dict[str, float]:
+    """What faults make of a canary's percentages; ``revisions`` are all that there are, oldest first."""
+    split = [name for name in revisions if shares.get(name)]
+    if len(split) < 2:
+        return shares
+    newest = split[-1]
+    if "split-ignored" in faults:
+        return dict.fromkeys(split, 100.0 / len(split))
+    if "split-wrong" in faults:
+        more = min(faults.value("split-wrong") * 100, 100 - shares[newest])
+        rest = {
+            name: percent * (100 - shares[newest] - more) / (100 - shares[newest]) for name, percent in shares.items()
+        }
+        return {**rest, newest: shares[newest] + more}
+    older = [name for name in revisions[: revisions.index(split[0])] if name not in shares]
+    if "split-leak" in faults and older:
+        leak = faults.value("split-leak")
+        return {**{name: percent * (1 - leak) for name, percent in shares.items()}, older[-1]: leak * 100}
+    return shares
 
 
 def _conditions(item: Object, wanted: dict[str, tuple[str, str, str]]) -> list[Object]:

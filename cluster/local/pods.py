@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.local.faults import NONE, Faults, faults_of
 from cluster.local.probes import ProbeSpec, probe
 from cluster.local.resources import BY_KIND, Object, condition, path
 from cluster.local.storage import Storage, StorageError
@@ -40,6 +41,7 @@ BACKOFF_FIRST_S = 1.0
 """Kubernetes starts at 10 s; a test bench cannot wait that long. The doubling and the reset are the same."""
 BACKOFF_MOST_S = 300.0
 BACKOFF_RESET_S = 600.0
+FLAP_S = 1.0
 
 
 def free_port(taken: set[int]) -> int:
@@ -128,6 +130,16 @@ class Kubelet:
             worker.stop_pull.set()
             if metadata.get("deletionGracePeriodSeconds") == 0 and worker.container:
                 worker.container.kill()
+
+    def crash(self, name: str) -> None:
+        """Kills the process of a pod's container, as if it had crashed."""
+        for worker in self._workers.values():
+            if worker.name == name and worker.container:
+                worker.container.kill()
+
+    def _faults(self, pod: Object) -> Faults:
+        name = (pod["metadata"].get("labels") or {}).get(MODEL_LABEL, "")
+        return faults_of(self.store.find("InferenceService", pod["metadata"]["namespace"], name), pod)
 
     # Status
 
@@ -249,7 +261,7 @@ class Kubelet:
         container = spec["containers"][0]
         if spec.get("initContainers") and not await self._initialize(worker, pod):
             return
-        pulled = await self._pull(worker, container)
+        pulled = await self._pull(worker, container, self._faults(pod).value("slow-image-pull"))
         if pulled is not None:
             await self._keep_running(worker, pod, *pulled)
 
@@ -311,7 +323,7 @@ class Kubelet:
             delay = min(delay * 2, BACKOFF_MOST_S)
         return False
 
-    async def _pull(self, worker: Worker, container: Object) -> tuple[Runtime, Path] | None:
+    async def _pull(self, worker: Worker, container: Object, delay_s: float) -> tuple[Runtime, Path] | None:
         image = container.get("image", "")
         delay = BACKOFF_FIRST_S
         while not worker.deleted.is_set():
@@ -320,10 +332,12 @@ class Kubelet:
             if runtime is not None:
                 try:
                     started = time.monotonic()
-                    if runtime.installed:
+                    if runtime.installed and not delay_s:
                         self._event(worker, "Pulled", f'Container image "{image}" already present on machine')
                     else:
                         self._event(worker, "Pulling", f'Pulling image "{image}"')
+                    if await self._unless_deleted(worker, delay_s):
+                        return None
                     python = await asyncio.to_thread(runtime.python, stop=worker.stop_pull)
                     elapsed = time.monotonic() - started
                     if elapsed > 1:
@@ -424,6 +438,7 @@ class Kubelet:
         }
         command, environment = runtime.local_command(python, values)
         command += _added_arguments(runtime, container)
+        command = _slowed(command, self._faults(pod))
         home = worker.directory / "volumes" / "home"
         home.mkdir(parents=True, exist_ok=True)
         declared = {item["name"]: str(item.get("value", "")) for item in container.get("env", [])}
@@ -475,7 +490,15 @@ class Kubelet:
             found = by_number.get(number)  # type: ignore[arg-type]
             return found if found is not None else running.ports["http"]
 
+        pod = self._pod(worker)
+        faults = self._faults(pod) if pod else NONE
+        if "ready-before-load" in faults:
+            with contextlib.suppress(LookupError):
+                self._ready(worker, True)
+            return
         async with asyncio.TaskGroup() as group:
+            if "readiness-flaps" in faults:
+                group.create_task(self._flap(worker))
             if "startupProbe" in container:
                 await self._until_started(worker, ProbeSpec.parse(container["startupProbe"], local), running)
             group.create_task(self._readiness(worker, ProbeSpec.parse(container.get("readinessProbe"), local)))
@@ -483,6 +506,16 @@ class Kubelet:
                 group.create_task(
                     self._liveness(worker, ProbeSpec.parse(container["livenessProbe"], local), running, container)
                 )
+
+    async def _flap(self, worker: Worker) -> None:
+        """The fault of that name."""
+        while not await self._unless_deleted(worker, FLAP_S):
+            pod = self._pod(worker)
+            if pod and (condition(pod, "Ready") or {}).get("status") == "True":
+                with contextlib.suppress(LookupError):
+                    self._ready(worker, False, "ContainersNotReady", "readiness probe failed")
+                    await asyncio.sleep(FLAP_S / 4)
+                    self._ready(worker, True)
 
     async def _until_started(self, worker: Worker, spec: ProbeSpec, running: Container) -> None:
         failures = 0
@@ -548,7 +581,9 @@ class Kubelet:
             self._event(worker, "Killing", f"Stopping container {pod['spec']['containers'][0]['name']}")
             if condition(pod, "Ready"):
                 self._ready(worker, False, "PodTerminating")
-            if self.drained:
+            if "killed-not-drained" in self._faults(pod):
+                running.kill()
+            elif self.drained:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                         await self.drained(worker.name)
@@ -627,6 +662,17 @@ def _added_arguments(runtime: Runtime, container: Object) -> list[str]:
     """What the InferenceService adds to the runtime's own arguments, which the local command stands for."""
     own = runtime.spec.serving_runtime["containers"][0].get("args", [])
     return [str(argument) for argument in container.get("args", [])[len(own) :]]
+
+
+def _slowed(command: list[str], faults: Faults) -> list[str]:
+    """The faults of a model that takes long to load, or for ever: the process is there, and nobody listens yet."""
+    if "hanging-load" in faults:
+        wait = "infinity"
+    elif "slow-load" in faults:
+        wait = f"{faults.value('slow-load'):g}"
+    else:
+        return command
+    return ["/bin/sh", "-c", 'sleep "$0"; exec "$@"', wait, *command]
 
 
 def _tail_offset(file: Path, lines: int) -> int:

@@ -12,10 +12,12 @@ import json
 import re
 from typing import Any
 
+from cluster.local import faults
 from cluster.local.openapi import FRAMEWORKS
 from cluster.local.patches import strategic_merge
 from cluster.local.pods import MODEL_LABEL, STORAGE_ANNOTATION
 from cluster.local.resources import Object
+from harness.kpa_settings import settings_of
 
 CONTAINER = "kserve-container"
 MODEL_DIR = "/mnt/models"
@@ -146,7 +148,7 @@ def build_template(isvc: Object, namespaced: list[Object], cluster: list[Object]
         raise InvalidSpec("InvalidPredictorSpec", "the predictor has neither a model nor containers")
     annotations = {
         **annotations_of_runtime,
-        **{k: v for k, v in (metadata.get("annotations") or {}).items() if "kubectl.kubernetes.io" not in k},
+        **{k: v for k, v in (metadata.get("annotations") or {}).items() if not _of_the_object(k)},
         **(predictor.get("annotations") or {}),
         "autoscaling.knative.dev/class": (metadata.get("annotations") or {}).get(
             "autoscaling.knative.dev/class", "kpa.autoscaling.knative.dev"
@@ -157,13 +159,15 @@ def build_template(isvc: Object, namespaced: list[Object], cluster: list[Object]
         annotations["autoscaling.knative.dev/max-scale"] = str(predictor["maxReplicas"])
     if predictor.get("scaleTarget"):
         annotations["autoscaling.knative.dev/target"] = str(predictor["scaleTarget"])
-        annotations["autoscaling.knative.dev/metric"] = predictor.get("scaleMetric", "concurrency")
+    if predictor.get("scaleMetric"):
+        annotations["autoscaling.knative.dev/metric"] = predictor["scaleMetric"]
     if source:
         annotations[STORAGE_ANNOTATION] = source
         pod["initContainers"] = [
             *pod.get("initContainers", []),
             {"name": "storage-initializer", "image": INITIALIZER_IMAGE, "args": [source, MODEL_DIR]},
         ]
+    _check(annotations, isvc, predictor.get("containerConcurrency") or 0)
     pod.setdefault("restartPolicy", "Always")
     pod.setdefault("terminationGracePeriodSeconds", 30)
     labels = {
@@ -204,6 +208,21 @@ def _merge_model(container: Object, model: Object) -> None:
             container["image"].rsplit(":", 1)[0] if ":" in container["image"].rsplit("/", 1)[-1] else container["image"]
         )
         container["image"] = f"{repository}:{version}"
+
+
+def _of_the_object(annotation: str) -> bool:
+    """Whether it speaks of the InferenceService itself, so that changing it makes no revision."""
+    return "kubectl.kubernetes.io" in annotation or annotation.startswith(faults.PREFIX)
+
+
+def _check(annotations: Object, isvc: Object, concurrency: int) -> None:
+    """Raises InvalidSpec for annotations that nobody could follow."""
+    try:
+        settings_of(annotations, {}, concurrency)
+        for item in (annotations, isvc["metadata"].get("annotations") or {}):
+            faults.parse(item.get(faults.ANNOTATION, ""))
+    except ValueError as error:
+        raise InvalidSpec("InvalidPredictorSpec", str(error)) from error
 
 
 def template_hash(template: Object) -> str:

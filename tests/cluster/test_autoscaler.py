@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.local.autoscaler import Autoscaler, Buckets, Spec, TraceError, replay
+from cluster.local.autoscaler import TraceError, replay
+from harness.kpa import Autoscaler, Buckets, Spec
 from tests.helpers import ROOT
 
 TRACES = sorted((Path(__file__).parent / "kpa").glob("*.json"))

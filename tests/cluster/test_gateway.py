@@ -17,7 +17,7 @@ import pytest
 
 from cluster.local.gateway import Gateway
 from cluster.local.provider import LocalCluster
-from cluster.local.routes import Backend, RouteTable
+from cluster.local.routes import Backend, RouteTable, Share
 from harness.golden import read_golden
 from harness.protocol.grpc_client import GrpcClient, GrpcStatusError, infer_request
 from harness.protocol.tensors import Tensor, same
@@ -84,8 +84,9 @@ def backend() -> Iterator[int]:
 async def ingress(backend: int) -> Any:
     routes = RouteTable()
     gateway = Gateway(routes)
-    routes.set("ns", "echo", [Backend("echo-pod", "echo-1", "127.0.0.1", backend, None)], 30.0)
-    routes.set("ns", "empty", [], 5.0)
+    routes.set_backends("ns", "echo-1", [Backend("echo-pod", "echo-1", "127.0.0.1", backend, None)])
+    routes.set("ns", "echo", [Share(routes.revision("ns", "echo-1"), 100)], {})
+    routes.set("ns", "empty", [], {})
     port = await gateway.start("127.0.0.1", 0)
     yield f"http://127.0.0.1:{port}"
     await gateway.stop()
@@ -203,7 +204,10 @@ async def test_request_timeout_is_504(backend: int) -> None:
     with scripted_server(never) as port:
         routes = RouteTable()
         gateway = Gateway(routes)
-        routes.set("ns", "slow", [Backend("slow-pod", "slow-1", "127.0.0.1", port, None)], 0.3)
+        revision = routes.revision("ns", "slow-1")
+        revision.timeout_s = 0.3
+        revision.set_backends([Backend("slow-pod", "slow-1", "127.0.0.1", port, None)])
+        routes.set("ns", "slow", [Share(revision, 100)], {})
         address = await gateway.start("127.0.0.1", 0)
         async with httpx.AsyncClient(trust_env=False) as client:
             answer = await client.get(f"http://127.0.0.1:{address}/", headers={"Host": "slow.ns.example.com"})

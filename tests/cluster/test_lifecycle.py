@@ -252,7 +252,7 @@ def test_changed_spec_rolls_over_without_losing_a_request(
     identity: BuiltModel,
     protocol: Protocol,
 ) -> None:
-    deploy("rolling")
+    deploy("rolling", annotations={"autoscaling.knative.dev/window": "6s"})
     first = pods_of(core, namespace, "rolling")[0].metadata.name
     job, bodies = _job(cluster, protocol, f"rolling.{namespace}.example.com", identity)
     due = due_times("poisson", steady(60, 6), seed=1)
@@ -278,7 +278,7 @@ def test_changed_spec_rolls_over_without_losing_a_request(
     assert predictor["latestReadyRevision"] == "rolling-predictor-00002"
     assert predictor["previousRolledoutRevision"] == "rolling-predictor-00001"
     wait_until(lambda: [p.metadata.name for p in pods_of(core, namespace, "rolling")] != [first], what="the new pod")
-    wait_until(lambda: len(pods_of(core, namespace, "rolling")) == 1, what="the end of the old pod")
+    wait_until(lambda: len(pods_of(core, namespace, "rolling")) == 1, 30, "the end of the old pod")
     assert result.columns["error"].size == 360
     assert not result.columns["error"].any(), "a request was lost in the roll-over"
 
