@@ -31,7 +31,7 @@ from harness.scenario import (
     load_scenario,
 )
 from harness.session import Output, emit_json, execute
-from harness.steps import AnyStep, run_step
+from harness.steps import AnyStep, Target, run_step
 from harness.verdict import judge
 from harness.version import __version__
 from reports.terminal import print_verdict
@@ -157,7 +157,7 @@ def _run_step(step: AnyStep, endpoint: Endpoint, seed: int, output: Output) -> N
         store.info["steps"] = [{"name": name, "suite": step.suite, "service": endpoint.service, "state": "running"}]
         store.save_info()
         observer.phase(f"{step.suite} on {endpoint.url}")
-        await run_step(step, name, endpoint, seed, store, observer)
+        await run_step(step, name, Target(endpoint), seed, store, observer)
         store.info["steps"][0]["state"] = "done"
 
     raise typer.Exit(execute(f"{step.suite} of {endpoint.model}", seed, work, output))

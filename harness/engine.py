@@ -11,11 +11,13 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.provider import Cluster, ClusterSpec, up
+from harness.deployed import Deployed
 from harness.endpoint import Endpoint
 from harness.errors import BringUpError, DeployError, ServecertError
 from harness.kserve import KServe
@@ -23,8 +25,8 @@ from harness.observer import Observer
 from harness.records import Deviation, Measurement, TimelineEvent
 from harness.runstore import RunStore
 from harness.runtimes import BuiltModel, Runtime, build_model, find_runtime
-from harness.scenario import Scenario, Service, resolved
-from harness.steps import run_step
+from harness.scenario import Scenario, Service, Variant, resolved
+from harness.steps import Target, run_step
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,15 @@ def manifests(prepared: Prepared, namespace: str) -> list[dict[str, Any]]:
     ]
 
 
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` merged into ``base``, object by object; other values of ``over`` stand in place of those of ``base``."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
 def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster) -> Endpoint:
     """How the service is reached: the ingress, asked for the host of ``status.url``."""
     url = (isvc.get("status") or {}).get("url")
@@ -102,7 +113,7 @@ class Engine:
         self.store = store
         self.observer = observer
         self.stop = threading.Event()
-        self.endpoints: dict[str, Endpoint] = {}
+        self.deployed: dict[str, Deployed] = {}
 
     async def run(self) -> None:
         """Errors of services and steps become part of the run; only a run directory that cannot be written raises."""
@@ -168,23 +179,23 @@ class Engine:
 
     # Before the steps
 
+    def _build(self, name: str, service: Service) -> Prepared:
+        def progress(line: str) -> None:
+            self.observer.status(f"{name}: {line[:100]}")
+
+        runtime = find_runtime(service.runtime) if service.runtime else None
+        if runtime is not None:
+            runtime.python(progress, self.stop)
+        model = build_model(service.model, progress, self.stop) if service.model else None
+        return Prepared(name, service, runtime, model)
+
     async def _prepare(self) -> list[Prepared]:
         """Environments and models, side by side. A service whose runtime cannot be built is left out."""
-
-        def build(name: str, service: Service) -> Prepared:
-            def progress(line: str) -> None:
-                self.observer.status(f"{name}: {line[:100]}")
-
-            runtime = find_runtime(service.runtime) if service.runtime else None
-            if runtime is not None:
-                runtime.python(progress, self.stop)
-            model = build_model(service.model, progress, self.stop) if service.model else None
-            return Prepared(name, service, runtime, model)
 
         async def guarded(name: str, service: Service) -> Prepared | None:
             started = time.monotonic()
             try:
-                done = await asyncio.to_thread(build, name, service)
+                done = await asyncio.to_thread(self._build, name, service)
             except ServecertError as error:
                 self._error(error, name)
                 return None
@@ -198,8 +209,10 @@ class Engine:
     async def _deploy(self, kserve: KServe, cluster: Cluster, prepared: list[Prepared]) -> None:
         async def deploy(item: Prepared) -> None:
             started = time.monotonic()
+            wanted = manifests(item, self.scenario.namespace)
+            isvc_manifest = wanted[-1]
             try:
-                for manifest in manifests(item, self.scenario.namespace):
+                for manifest in wanted:
                     kind = manifest["kind"].lower()
                     self.store.write_manifest(f"{item.name}-{kind}", manifest)
                     await kserve.apply(manifest)
@@ -211,7 +224,7 @@ class Engine:
                 self._error(error, item.name)
                 return
             seconds = time.monotonic() - started
-            self.endpoints[item.name] = endpoint
+            self.deployed[item.name] = Deployed(kserve, endpoint, isvc_manifest, partial(self._variant, kserve, item))
             self.store.info["services"][item.name] = {
                 "runtime": endpoint.runtime,
                 "model": item.model.spec.name if item.model else endpoint.model,
@@ -227,24 +240,44 @@ class Engine:
                 group.create_task(deploy(item))
         self.store.save_info()
 
+    async def _variant(self, kserve: KServe, item: Prepared, variant: Variant) -> dict[str, Any]:
+        """The predictor of another version of a service; the runtime that it needs is there when this returns."""
+        service = item.service
+        if service.manifest is not None:
+            return merged(service.manifest["spec"]["predictor"], variant.predictor)
+        wanted = service.model_copy(
+            update={
+                "runtime": variant.runtime or service.runtime,
+                "model": variant.model or service.model,
+                "predictor": merged(service.predictor, variant.predictor),
+            }
+        )
+        prepared = await asyncio.to_thread(self._build, item.name, wanted)
+        *runtimes, isvc = manifests(prepared, self.scenario.namespace)
+        for manifest in runtimes:
+            self.store.write_manifest(f"{item.name}-{manifest['metadata']['name']}", manifest)
+            await kserve.apply(manifest)
+        return dict(isvc["spec"]["predictor"])
+
     # The steps
 
     async def _steps(self) -> None:
         for index, step in enumerate(self.scenario.steps):
             name = self.scenario.step_name(index)
             entry = self.store.info["steps"][index]
-            endpoint = self.endpoints.get(step.service)
-            if endpoint is None:
+            deployed = self.deployed.get(step.service)
+            if deployed is None:
                 entry["state"] = "not run"
                 self.store.save_info()
                 continue
-            self.observer.phase(f"{step.suite} on {step.service} ({endpoint.runtime})")
+            self.observer.phase(f"{step.suite} on {step.service} ({deployed.endpoint.runtime})")
             self._event("step begins", name)
             started = time.monotonic()
             entry["state"] = "running"
             self.store.save_info()
             try:
-                await run_step(step, name, endpoint, self.scenario.seed, self.store, self.observer)
+                target = Target(deployed.endpoint, deployed)
+                await run_step(step, name, target, self.scenario.seed, self.store, self.observer)
                 entry["state"] = "done"
             except ServecertError as error:
                 entry["state"] = "broken"

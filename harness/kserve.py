@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from harness.errors import ClusterError, DeployError, UsageError
+from harness.podwatch import PodWatch
 from harness.records import TimelineEvent
 
 Object = dict[str, Any]
@@ -112,6 +114,49 @@ class KServe:
         found: Object = await self._call(what, self._custom.get_namespaced_custom_object, *where, name)
         return found
 
+    async def patch(self, name: str, body: Object) -> None:
+        """A merge patch. Raises ClusterError; LookupError when there is no such service."""
+        where = (GROUP, "v1beta1", self.namespace, "inferenceservices")
+        what = f"InferenceService {self.namespace}/{name}"
+        await self._call(what, self._custom.patch_namespaced_custom_object, *where, name, body)
+
+    async def revisions(self, name: str) -> list[Object]:
+        """Knative's revisions of the predictor, oldest first; none where the cluster has no Knative."""
+        where = ("serving.knative.dev", "v1", self.namespace, "revisions")
+        selector = f"serving.knative.dev/configuration={name}-predictor"
+        try:
+            listed = await self._call(
+                f"revisions of {name}", self._custom.list_namespaced_custom_object, *where, label_selector=selector
+            )
+        except LookupError:
+            return []
+        return sorted(listed["items"], key=lambda item: str(item["metadata"]["name"]))
+
+    async def config_map(self, namespace: str, name: str) -> dict[str, str]:
+        """Its data. Raises LookupError, or ClusterError where it may not be read."""
+        what = f"ConfigMap {namespace}/{name}"
+        found = await self._call(what, self._core.read_namespaced_config_map, name, namespace)
+        return dict(found.data or {})
+
+    async def delete_pod(self, name: str) -> None:
+        """Raises LookupError when it is gone already."""
+        await self._call(f"pod {name}", self._core.delete_namespaced_pod, name, self.namespace)
+
+    async def clock_offset_s(self) -> tuple[float, float]:
+        """Between which bounds the cluster's clock is ahead of this machine's: from the Date header of an answer, which
+        is cut to a second, and the time that the answer took."""
+        before = datetime.now(UTC).timestamp()
+        _, _, headers = await self._call(
+            "version", self._client.VersionApi(self._core.api_client).get_code_with_http_info
+        )
+        after = datetime.now(UTC).timestamp()
+        stamp = parsedate_to_datetime(headers["date"]).timestamp()
+        return stamp - after, stamp + 1 - before
+
+    def watch_pods(self, name: str) -> PodWatch:
+        """An asynchronous context manager that follows the pods of a service."""
+        return PodWatch(self._core, self.namespace, f"serving.kserve.io/inferenceservice={name}")
+
     async def pods(self, name: str) -> list[Object]:
         selector = f"serving.kserve.io/inferenceservice={name}"
         listed = await self._call(
@@ -207,6 +252,22 @@ class KServe:
 
 
 # Reading statuses: pure
+
+
+def traffic_of(isvc: Object) -> dict[str, int]:
+    """Percent by revision, as the status has it."""
+    predictor = ((isvc.get("status") or {}).get("components") or {}).get("predictor") or {}
+    shares: dict[str, int] = {}
+    for target in predictor.get("traffic") or []:
+        shares[target["revisionName"]] = shares.get(target["revisionName"], 0) + (target.get("percent") or 0)
+    return shares
+
+
+def is_pod_ready(pod: Object) -> bool:
+    """Ready, and not on its way out."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    ready = any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+    return ready and not pod["metadata"].get("deletionTimestamp")
 
 
 def _is_ready(isvc: Object) -> bool:

@@ -235,7 +235,22 @@ class ParityResult:
     step: str = ""
 
 
-Record = CheckResult | Measurement | TimelineEvent | SampleBatch | LoadResult | ParityResult
+@dataclass(frozen=True)
+class Series:
+    """Columns of equal length over a suite's trials or its time, for plots and for whoever wants to look closer.
+
+    ``kind`` names the columns: ``replicas`` (``t_s``, ``offered_per_s``, ``concurrency``, ``desired``, ``ready``, and
+    the model's band ``low`` and ``high``), ``cold-start`` (a row a trial, a column a phase, in seconds), ``split``
+    (``t_s``, ``percent``, ``requests``, ``candidate``, ``errors``). NaN where nothing is known.
+    """
+
+    kind: str
+    service: str
+    step: str
+    columns: dict[str, list[float]]
+
+
+Record = CheckResult | Measurement | TimelineEvent | SampleBatch | LoadResult | ParityResult | Series
 
 
 def to_json(record: Any) -> dict[str, Any]:
@@ -297,6 +312,11 @@ def parity_from_json(data: dict[str, Any]) -> ParityResult:
             "worst_index": tuple(data["worst_index"]),
         }
     )
+
+
+def series_from_json(data: dict[str, Any]) -> Series:
+    columns = {name: [float(value) for value in values] for name, values in data["columns"].items()}
+    return Series(**{**data, "columns": columns})
 
 
 def measurement_from_json(data: dict[str, Any]) -> Measurement:

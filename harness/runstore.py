@@ -1,8 +1,9 @@
 """The run directory: records written as they happen, readable after a crash at any moment.
 
 Files: ``run.json`` (what, when, versions, host, seeds, exit), ``scenario.yaml`` (as resolved), ``events.jsonl``,
-``checks.jsonl``, ``measurements.jsonl``, ``loads.jsonl``, ``parity.jsonl``, ``samples/*.parquet``, ``manifests/``,
-``logs/``. Whole files appear by atomic rename; lines are appended whole, and a torn last line is ignored by the reader.
+``checks.jsonl``, ``measurements.jsonl``, ``loads.jsonl``, ``parity.jsonl``, ``series.jsonl``, ``samples/*.parquet``,
+``manifests/``, ``logs/``. Whole files appear by atomic rename; lines are appended whole, and a torn last line is
+ignored by the reader.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ from harness.records import (
     ParityResult,
     Record,
     SampleBatch,
+    Series,
     TimelineEvent,
     check_from_json,
     load_from_json,
     measurement_from_json,
     parity_from_json,
+    series_from_json,
     to_json,
 )
 
@@ -45,6 +48,7 @@ _LINES: dict[type, str] = {
     TimelineEvent: "events.jsonl",
     LoadResult: "loads.jsonl",
     ParityResult: "parity.jsonl",
+    Series: "series.jsonl",
 }
 _COLUMNS = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns", "status", "bytes", "error")
 
@@ -221,6 +225,7 @@ class Run:
     events: list[TimelineEvent] = field(default_factory=list)
     loads: list[LoadResult] = field(default_factory=list)
     parity: list[ParityResult] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
 
     @property
     def interrupted(self) -> bool:
@@ -256,6 +261,7 @@ def read_run(directory: Path) -> Run:
         events=_read_lines(directory / "events.jsonl", lambda data: TimelineEvent(**data)),
         loads=_read_lines(directory / "loads.jsonl", load_from_json),
         parity=_read_lines(directory / "parity.jsonl", parity_from_json),
+        series=_read_lines(directory / "series.jsonl", series_from_json),
     )
 
 

@@ -124,6 +124,22 @@ class Service(_Strict):
         return self
 
 
+class Variant(_Strict):
+    """Another version of a service: what is not given stays as the service has it."""
+
+    runtime: str | None = Field(None, description="a runtime of the catalog, NAME or NAME@VERSION")
+    model: str | None = Field(None, description="a model of the catalog")
+    predictor: dict[str, Any] = Field(
+        default_factory=dict, description="fields of spec.predictor, merged into those of the service"
+    )
+
+    @model_validator(mode="after")
+    def _differs(self) -> Variant:
+        if self.runtime is None and self.model is None and not self.predictor:
+            raise ValueError("expected a 'runtime', a 'model' or fields of a 'predictor' that are not the service's")
+        return self
+
+
 class _Step(_Strict):
     service: str = Field(description="a service of this scenario")
     name: str = Field("", description="how reports call the step; by default its suite, service and position")
@@ -257,7 +273,119 @@ class CapacityStep(_Traffic):
         return self
 
 
-Step = Annotated[ConformanceStep | ParityStep | LoadStep | CapacityStep, Field(discriminator="suite")]
+Percent = Annotated[int, Field(ge=1, le=99)]
+Phase = Literal["created", "scheduled", "storage", "image", "started", "ready", "first_byte", "total"]
+
+
+class ColdStartStep(_Step):
+    """How long a service that is scaled to zero takes to answer, and where the time goes."""
+
+    suite: Literal["cold-start"]
+    trials: int = Field(5, ge=1, le=100)
+    requests: int = Field(4, ge=1, le=1000, description="sent at once to the cold service; each must be answered")
+    warm: int = Field(30, ge=5, le=10_000, description="requests afterwards, to compare the first one with")
+    within: Duration = Field(120.0, validate_default=False, description="for the cold requests to be answered")
+    zero_within: Duration = Field(180.0, validate_default=False, description="for the pods to go, idle, before a trial")
+    budget: dict[Phase, Duration] = Field(
+        default_factory=dict, description="how long a phase may take, at the median of the trials; total is all of it"
+    )
+
+    @field_validator("within", "zero_within")
+    @classmethod
+    def _some_time(cls, value: float) -> float:
+        if value <= 0:
+            raise ValueError("expected more than 0s")
+        return value
+
+
+class AutoscalingStep(_Traffic):
+    """How the number of pods follows the load."""
+
+    suite: Literal["autoscaling"]
+    rate: Rate | None = Field(None, description="a steady rate from a standing start")
+    shape: str | None = Field(None, description=f"a rate over time: {EXPECTED.removeprefix('expected ')}")
+    scale_out_within: Duration = Field(
+        30.0, validate_default=False, description="from the moment that the load needs them until there are enough pods"
+    )
+    back_within: Duration = Field(
+        120.0,
+        validate_default=False,
+        description="from the end of the load to the fewest pods, or to one",
+    )
+    zero_within: Duration | None = Field(
+        None, description="from the end of the load to no pod, for a service with minReplicas 0"
+    )
+    overshoot: float = Field(1.5, ge=1, description="at most so many times the pods that the load needs")
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> AutoscalingStep:
+        if (self.rate is None) == (self.shape is None):
+            raise ValueError("expected one of 'rate' and 'shape'")
+        if self.duration is None:
+            raise ValueError("expected a 'duration' of the load")
+        self.segments()
+        return self
+
+    def segments(self) -> list[Segment]:
+        return parse_shape(self.shape, self.duration or 0.0) if self.shape is not None else []
+
+
+class Guards(_Strict):
+    """What ends a roll-out by itself."""
+
+    errors: float = Field(0.001, ge=0, lt=1, description="the share of the candidate's requests that may fail")
+    latency_ratio: float = Field(1.5, gt=1, description="how many times slower the candidate may be")
+    parity: bool = Field(True, description="whether its answers must be the same, within tolerance")
+
+
+class CanaryStep(_Step):
+    """Whether a new version can be rolled out by parts, and taken back, without a request being lost."""
+
+    suite: Literal["canary-rollback"]
+    candidates: list[Variant] = Field(
+        min_length=1,
+        max_length=5,
+        description="new versions, rolled out one after the other; their answers must say another model version",
+    )
+    percents: list[Percent] = Field(default=[10, 50], min_length=1, description="of the traffic, one after the other")
+    rate: Rate = Field(50.0, validate_default=False, description="of the load that runs all the time")
+    protocol: Literal["rest", "binary", "grpc"] = "rest"
+    timeout: Duration = Field(10.0, validate_default=False, description="of a request")
+    resolution: float = Field(
+        0.1,
+        gt=0,
+        lt=0.5,
+        description="a split that is off by so much is found; it decides how many requests are needed",
+    )
+    settle: Duration = Field(1.0, validate_default=False, description="after the status says so, before requests count")
+    ready_within: Duration = Field(300.0, validate_default=False, description="for a new revision")
+    rollback_within: Duration = Field(10.0, validate_default=False, description="to the candidate's last answer")
+    guards: Guards = Field(default_factory=lambda: Guards.model_validate({}))
+    broken: bool = Field(True, description="also try a version whose model cannot be had; it must get no traffic")
+
+    @model_validator(mode="after")
+    def _rising(self) -> CanaryStep:
+        if self.percents != sorted(set(self.percents)):
+            raise ValueError(f"expected 'percents' to rise, got {self.percents}")
+        return self
+
+
+class ProbesStep(_Step):
+    """Whether readiness and liveness tell the truth: at start, under load, while draining and while rolling over."""
+
+    suite: Literal["probes"]
+    rate: Rate = Field(50.0, validate_default=False, description="of the load that runs all the time")
+    busy: int = Field(32, ge=1, le=1024, description="clients of a closed loop that keep the service fully busy")
+    duration: Duration = Field(10.0, validate_default=False, description="of each stage of load")
+    protocol: Literal["rest", "binary", "grpc"] = "rest"
+    timeout: Duration = Field(10.0, validate_default=False, description="of a request")
+    ready_within: Duration = Field(300.0, validate_default=False, description="for a new pod")
+
+
+Step = Annotated[
+    ConformanceStep | ParityStep | LoadStep | CapacityStep | ColdStartStep | AutoscalingStep | CanaryStep | ProbesStep,
+    Field(discriminator="suite"),
+]
 
 
 class Scenario(_Strict):
@@ -399,6 +527,10 @@ _KINDS: dict[str, type[BaseModel]] = {
     "parity": ParityStep,
     "load": LoadStep,
     "capacity": CapacityStep,
+    "cold-start": ColdStartStep,
+    "autoscaling": AutoscalingStep,
+    "canary-rollback": CanaryStep,
+    "probes": ProbesStep,
 }
 
 

@@ -71,3 +71,35 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 def goodput(latency_s: Samples, failed: npt.NDArray[np.bool_], bound_s: float, duration_s: float) -> float:
     """Requests a second that succeeded within ``bound_s``."""
     return float(np.count_nonzero((latency_s <= bound_s) & ~failed) / duration_s)
+
+
+def accepted_counts(n: int, p: float, alpha: float) -> tuple[int, int]:
+    """The counts, both included, that an exact two-sided test of size ``alpha`` accepts of ``n`` draws with chance
+    ``p``."""
+    from scipy.stats import binom
+
+    return int(binom.ppf(alpha / 2, n, p)), int(binom.isf(alpha / 2, n, p))
+
+
+def binomial_p_value(successes: int, n: int, p: float) -> float:
+    """Of the exact two-sided binomial test (the sum of what is at most as likely as what came)."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(successes, n, p).pvalue)
+
+
+def draws_needed(p: float, resolution: float, alpha: float, power: float) -> int:
+    """How many draws an exact test of size ``alpha`` needs to find, with chance ``power``, that ``p`` is off by
+    ``resolution`` in either direction."""
+    from scipy.stats import binom
+
+    others = [other for other in (p - resolution, p + resolution) if 0 < other < 1] or [0.5]
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+    spread = z_alpha * math.sqrt(p * (1 - p)) + z_power * max(math.sqrt(other * (1 - other)) for other in others)
+    n = math.ceil((spread / resolution) ** 2)
+    while True:
+        low, high = accepted_counts(n, p, alpha)
+        missed = max(float(binom.cdf(high, n, other) - binom.cdf(low - 1, n, other)) for other in others)
+        if missed <= 1 - power:
+            return n
+        n = math.ceil(n * 1.05)

@@ -4,30 +4,60 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from harness.deployed import Deployed
 from harness.endpoint import Endpoint
+from harness.errors import UsageError
 from harness.load.runner import Progress
 from harness.observer import Observer
 from harness.records import Record
 from harness.runstore import RunStore
-from harness.scenario import CapacityStep, ConformanceStep, LoadStep, ParityStep
+from harness.scenario import (
+    AutoscalingStep,
+    CanaryStep,
+    CapacityStep,
+    ColdStartStep,
+    ConformanceStep,
+    LoadStep,
+    ProbesStep,
+    Step,
+)
+from scenarios.suites.autoscaling import Course, autoscaling
+from scenarios.suites.canary import Rollout, canary
 from scenarios.suites.capacity import Search, capacity
+from scenarios.suites.cold_start import ColdStart, cold_start
 from scenarios.suites.conformance import conformance
 from scenarios.suites.load import Plan, load
 from scenarios.suites.parity import parity
+from scenarios.suites.probes import Probes, probes
 
-AnyStep = ConformanceStep | ParityStep | LoadStep | CapacityStep
+AnyStep = Step
 
 
-def load_plan(step: LoadStep | CapacityStep, name: str, seed: int) -> Plan:
-    """A capacity step's plan is one of its trials, without a rate."""
+@dataclass(frozen=True)
+class Target:
+    """What a step is carried out on. ``deployed`` is None for a server that is there without a cluster."""
+
+    endpoint: Endpoint
+    deployed: Deployed | None = None
+
+    def on_cluster(self, suite: str) -> Deployed:
+        """Raises UsageError where there is no cluster."""
+        if self.deployed is None:
+            raise UsageError(f"{suite} changes a service on a cluster: run it as a step of a scenario")
+        return self.deployed
+
+
+def load_plan(step: LoadStep | CapacityStep | AutoscalingStep, name: str, seed: int) -> Plan:
+    """A capacity step's plan is one of its trials, without a rate. An autoscaling step's has no warm-up: how a service
+    wakes up belongs to what is measured."""
     plan = Plan(
         name=name,
         duration_s=step.duration or 0.0,
         arrivals=step.arrivals,
         burstiness=step.burstiness,
-        warmup_s=None if step.warmup == "steady" else float(step.warmup),
+        warmup_s=0.0 if isinstance(step, AutoscalingStep) else _warm_up_s(step),
         protocol=step.protocol,
         timeout_s=step.timeout,
         connections=step.connections,
@@ -38,6 +68,8 @@ def load_plan(step: LoadStep | CapacityStep, name: str, seed: int) -> Plan:
     )
     if isinstance(step, CapacityStep):
         return plan
+    if isinstance(step, AutoscalingStep):
+        return replace(plan, rate_per_s=step.rate, segments=tuple(step.segments()), shape=step.shape or "")
     return replace(
         plan,
         rate_per_s=step.rate,
@@ -50,21 +82,28 @@ def load_plan(step: LoadStep | CapacityStep, name: str, seed: int) -> Plan:
     )
 
 
+def _warm_up_s(step: LoadStep | CapacityStep) -> float | None:
+    return None if step.warmup == "steady" else float(step.warmup)
+
+
 def records_of(
     step: AnyStep,
     name: str,
-    endpoint: Endpoint,
+    target: Target,
     seed: int,
     samples_name: Callable[[str], str],
     save: Callable[[str, str], str],
     observer: Observer,
 ) -> AsyncIterator[Record]:
+    endpoint = target.endpoint
     if step.suite == "conformance":
         return _conformance(step, name, endpoint, seed, save, observer)
     if step.suite == "parity":
         return parity(endpoint, step.chosen(), step=name)
+    if isinstance(step, CanaryStep | ColdStartStep | ProbesStep):
+        return _on_cluster(step, name, target.on_cluster(step.suite), seed, observer)
     plan = load_plan(step, name, seed)
-    total_s = plan.lead_in_s + (plan.length_s if step.suite == "load" else plan.duration_s)
+    total_s = plan.lead_in_s + (plan.length_s if step.suite != "capacity" else plan.duration_s)
 
     def show(progress: Progress) -> None:
         observer.status(
@@ -72,10 +111,48 @@ def records_of(
             f" {progress.errors} errors, {progress.in_flight} in flight"
         )
 
+    if isinstance(step, AutoscalingStep):
+        course = Course(plan, step.scale_out_within, step.back_within, step.zero_within, step.overshoot)
+        return autoscaling(target.on_cluster(step.suite), course, samples_name(name), show)
     if step.suite == "load":
         return load(endpoint, plan, samples_name(name), show, observer.note)
     search = Search(plan, step.start, step.most, step.tolerance, step.repeats)
     return capacity(endpoint, search, samples_name, show, observer.note)
+
+
+def _on_cluster(
+    step: CanaryStep | ColdStartStep | ProbesStep, name: str, deployed: Deployed, seed: int, observer: Observer
+) -> AsyncIterator[Record]:
+    if isinstance(step, CanaryStep):
+        rollout = Rollout(
+            candidates=tuple(step.candidates),
+            percents=tuple(step.percents),
+            rate_per_s=step.rate,
+            protocol=step.protocol,
+            timeout_s=step.timeout,
+            resolution=step.resolution,
+            settle_s=step.settle,
+            ready_within_s=step.ready_within,
+            rollback_within_s=step.rollback_within,
+            errors=step.guards.errors,
+            latency_ratio=step.guards.latency_ratio,
+            parity=step.guards.parity,
+            broken=step.broken,
+            seed=seed,
+        )
+        return canary(deployed, rollout, name, observer.note)
+    if isinstance(step, ColdStartStep):
+        wanted = ColdStart(
+            step.trials,
+            step.requests,
+            step.warm,
+            step.within,
+            step.zero_within,
+            {str(phase): limit for phase, limit in step.budget.items()},
+        )
+        return cold_start(deployed, wanted, name, observer.status)
+    told = Probes(step.rate, step.busy, step.duration, step.protocol, step.timeout, step.ready_within, seed)
+    return probes(deployed, told, name, observer.status)
 
 
 async def _conformance(
@@ -90,18 +167,18 @@ async def _conformance(
             yield found
 
 
-async def run_step(step: AnyStep, name: str, endpoint: Endpoint, seed: int, store: RunStore, observer: Observer) -> int:
+async def run_step(step: AnyStep, name: str, target: Target, seed: int, store: RunStore, observer: Observer) -> int:
     """How many records it gave. Whatever the suite raises goes through; what came before is written down."""
     started = time.monotonic()
     count = 0
 
     def samples_name(stage: str) -> str:
-        return store.samples_name(endpoint.service, stage)
+        return store.samples_name(target.endpoint.service, stage)
 
     def save(file: str, text: str) -> str:
         return store.save(f"{name}-{file}", text)
 
-    async for record in records_of(step, name, endpoint, seed, samples_name, save, observer):
+    async for record in records_of(step, name, target, seed, samples_name, save, observer):
         store.add(record)
         observer.record(record)
         count += 1

@@ -56,6 +56,24 @@ class StageResult:
     """The stage's start on this machine's ``time.monotonic_ns``."""
 
 
+class Control:
+    """For whoever does something while a stage runs: when it started, and how to end it."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.start_ns = 0
+        self._enough: list[Callable[[], None]] = []
+
+    def begin(self, start_ns: int, enough: list[Callable[[], None]]) -> None:
+        self.start_ns, self._enough = start_ns, enough
+        self.started.set()
+
+    def enough(self) -> None:
+        """No more requests; those under way are waited for."""
+        for tell in self._enough:
+            tell()
+
+
 class Together:
     """Adds up what several generators say of themselves."""
 
@@ -120,17 +138,24 @@ class Generators(Protocol):
 @dataclass(frozen=True)
 class LocalGenerators:
     count: int = 1
+    control: Control | None = None
 
     async def run(
         self, job: Job, bodies: Sequence[bytes], due_ns: Times | None, progress: Callable[[Progress], None]
     ) -> StageResult:
-        return await run_stage(job, bodies, due_ns, progress, self.count)
+        return await run_stage(job, bodies, due_ns, progress, self.count, self.control)
 
 
 async def run_stage(
-    job: Job, bodies: Sequence[bytes], due_ns: Times | None, progress: Callable[[Progress], None], processes: int = 1
+    job: Job,
+    bodies: Sequence[bytes],
+    due_ns: Times | None,
+    progress: Callable[[Progress], None],
+    processes: int = 1,
+    control: Control | None = None,
 ) -> StageResult:
-    """One stage by ``processes`` generators; ``due_ns``, from the start, makes it an open loop, in turns.
+    """One stage by ``processes`` generators; ``due_ns``, from the start, makes it an open loop, in turns. ``control``
+    tells when it starts, and may end it before its last request.
 
     Cancelling ends them. Raises WorkerError.
     """
@@ -147,6 +172,8 @@ async def run_stage(
             start_ns = time.monotonic_ns() + LEAD_NS
             async with asyncio.timeout(limit_s):
                 following = [worker.follow(start_ns, partial(tell.part, place)) for place, worker in enumerate(workers)]
+                if control is not None:
+                    control.begin(start_ns, [worker.enough for worker in workers])
                 await asyncio.gather(*following)
         except TimeoutError as error:
             raise WorkerError(f"a load worker did not end within {limit_s:g} s") from error
@@ -211,6 +238,10 @@ class _Worker:
         await self.process.wait()
         if self.process.returncode != 0 or not (self.directory / "summary.json").exists():
             await self._failed()
+
+    def enough(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"enough\n")
 
     async def _failed(self) -> None:
         await self.process.wait()

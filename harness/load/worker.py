@@ -119,6 +119,14 @@ class Stage:
         self.stopped = True
         self.over.set()
 
+    def wind_down(self) -> None:
+        """Nothing new is sent; what is under way is waited for."""
+        self.stopped = True
+        self.planned = self.count
+        self._finished()
+        if not self.open_loop and self.recorder.done >= self.count and not self.thinking:
+            self.over.set()
+
     def abandon(self) -> None:
         """Nobody waits for the result any more: the parent closed our standard input, or is no longer there."""
         self.abandoned = True
@@ -219,7 +227,8 @@ class Stage:
 
 
 class Orders:
-    """What the parent says on standard input: a line with the moment to start; its end, when nobody waits any more."""
+    """What the parent says on standard input: a line with the moment to start; perhaps another, when it has enough; its
+    end, when nobody waits any more."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
@@ -230,7 +239,10 @@ class Orders:
         data = os.read(sys.stdin.fileno(), 4096)
         self._text += data
         if not self.start.done() and b"\n" in self._text:
-            self.start.set_result(int(self._text.partition(b"\n")[0]))
+            first, _, self._text = self._text.partition(b"\n")
+            self.start.set_result(int(first))
+        if self.start.done() and b"\n" in self._text:
+            self.stage.wind_down()
         if not data:
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self.stage.abandon()

@@ -32,7 +32,7 @@ class _Server(uvicorn.Server):
 
 
 async def serve(arguments: argparse.Namespace) -> int:
-    repository = Repository()
+    repository = Repository(version=arguments.model_version, work_s=arguments.work_ms / 1000)
     for item in arguments.model:
         name, _, directory = item.partition("=")
         try:
@@ -90,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--http-port", type=int, default=8080, help="0 takes a free one")
     parser.add_argument("--grpc-port", type=int, default=8081, help="0 takes a free one")
     parser.add_argument("--drain-seconds", type=int, default=25)
+    parser.add_argument("--model-version", default="1", help="what answers say is the model's version")
+    parser.add_argument("--work-ms", type=float, default=0.0, help="how much longer each inference takes")
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -121,6 +122,8 @@ class GrpcService:
         with self.metrics.observe(model.name) as observation:
             raw = bool(request.raw_input_contents)
             outputs = model.infer(_read(request))
+            if model.work_s:
+                await asyncio.sleep(model.work_s)
             observation.rows = rows_of(outputs)
             observation.succeeded = True
         answer = MESSAGES["ModelInferResponse"](model_name=model.name, model_version=model.versions[-1], id=request.id)

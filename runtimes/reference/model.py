@@ -79,6 +79,8 @@ class Model:
     outputs: tuple[TensorSpec, ...]
     versions: tuple[str, ...] = ("1",)
     loaded: bool = True
+    work_s: float = 0.0
+    """How long an inference takes on top of what it takes."""
 
     def metadata(self) -> dict[str, Any]:
         return {
@@ -142,10 +144,12 @@ class Repository:
 
     models: dict[str, Model] = field(default_factory=dict)
     directories: dict[str, Path] = field(default_factory=dict)
+    version: str = "1"
+    work_s: float = 0.0
 
     def add(self, name: str, directory: Path) -> None:
-        self.models[name] = load_model(name, directory)
         self.directories[name] = directory
+        self.load(name)
 
     @property
     def ready(self) -> bool:
@@ -168,7 +172,9 @@ class Repository:
     def load(self, name: str) -> None:
         if name not in self.directories:
             raise NotFound(f"unknown model {name!r}")
-        self.models[name] = load_model(name, self.directories[name])
+        model = load_model(name, self.directories[name])
+        model.versions, model.work_s = (self.version,), self.work_s
+        self.models[name] = model
 
     def unload(self, name: str) -> None:
         self.find(name).loaded = False

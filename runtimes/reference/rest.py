@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import zlib
 from collections.abc import Awaitable, Callable
@@ -149,6 +150,8 @@ class RestService:
             wish, tail = _split(content, request.headers.get(HEADER_LENGTH))
             parsed, binary = _read_request(wish, tail)
             outputs = model.infer(parsed)
+            if model.work_s:
+                await asyncio.sleep(model.work_s)
             observation.rows = rows_of(outputs)
             observation.succeeded = True
         answer: dict[str, Any] = {"model_name": model.name, "model_version": model.versions[-1]}

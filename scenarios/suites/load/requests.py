@@ -171,6 +171,13 @@ def build_job(endpoint: Endpoint, plan: Plan, encoded: Sequence[Encoded]) -> Job
         raise UsageError(f"{plan.name}: {error}") from error
 
 
+def read_answer(protocol: Protocol, content: bytes) -> InferResult:
+    """A kept answer. Raises whatever its content is worth; protobuf raises its own kinds."""
+    if protocol in GRPC:
+        return parse_grpc(_grpc_message(protocol, content))
+    return parse_rest(RestAnswer(200, _binary_header(protocol, content), content, 0.0))
+
+
 def wrong_answers(
     protocol: Protocol, stage: StageResult, encoded: Sequence[Encoded], cycle: Sequence[int]
 ) -> dict[int, str]:
@@ -184,10 +191,7 @@ def wrong_answers(
             if protocol == "openai":
                 read_stream(content)
                 continue
-            if protocol in GRPC:
-                came = parse_grpc(_grpc_message(protocol, content))
-            else:
-                came = parse_rest(RestAnswer(200, _binary_header(protocol, content), content, 0.0))
+            came = read_answer(protocol, content)
         except Exception as error:  # whatever a server may send; protobuf raises its own kinds
             wrong[row] = f"not an inference answer: {error}"
             continue

@@ -1,0 +1,6 @@
+"""Canary and rollback: a new version gets its part of the traffic and no more, is promoted, and is taken back, all
+under load and without a request being lost."""
+
+from scenarios.suites.canary.rollout import Rollout, canary
+
+__all__ = ["Rollout", "canary"]

@@ -1,0 +1,151 @@
+"""Load that goes on while something is done to a service; each answer is kept: who gave it, and whether it is right."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.endpoint import Endpoint
+from harness.errors import MeasurementError
+from harness.load.job import Job
+from harness.load.recording import ERRORS
+from harness.load.runner import Control, Progress, StageResult, WorkerError, run_stage
+from scenarios.suites.load.plan import Plan
+from scenarios.suites.load.requests import Encoded, build_job, encode, read_answer, wrong_answers
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """All requests of a stage, in the order of their due times.
+
+    Shapes: (requests,) of each. Times are seconds of ``time.monotonic``; ``version`` is the model version that an
+    answer named, empty where there was none; ``wrong`` says what is wrong with an answer, by its place.
+    """
+
+    due_s: npt.NDArray[np.float64]
+    sent_s: npt.NDArray[np.float64]
+    done_s: npt.NDArray[np.float64]
+    error: npt.NDArray[np.int16]
+    version: npt.NDArray[np.str_]
+    wrong: dict[int, str]
+    stage: StageResult
+
+    def __len__(self) -> int:
+        return int(self.due_s.size)
+
+    @property
+    def latency_s(self) -> npt.NDArray[np.float64]:
+        return self.done_s - self.due_s
+
+    @property
+    def failed(self) -> Bools:
+        return np.not_equal(self.error, 0)
+
+    def due_between(self, start_s: float, end_s: float) -> Bools:
+        return (self.due_s >= start_s) & (self.due_s < end_s)
+
+    def errors_text(self, which: Bools) -> str:
+        counts = np.bincount(self.error[which & self.failed], minlength=len(ERRORS))
+        return ", ".join(f"{count} {ERRORS[index]}" for index, count in enumerate(counts) if index and count) or "none"
+
+
+class Background:
+    """A stage that is under way. ``finish`` ends it and gives what it saw."""
+
+    def __init__(self, endpoint: Endpoint, plan: Plan, job: Job, encoded: Sequence[Encoded]) -> None:
+        self.endpoint = endpoint
+        self.plan = plan
+        self.job = job
+        self.encoded = encoded
+        self.control = Control()
+        self.progress = Progress(0.0, 0, 0, 0)
+        due = plan.due_ns() if plan.open_loop else None
+        bodies = [item.body for item in encoded]
+        stage = run_stage(job, bodies, due, self._note, plan.processes, self.control)
+        self.task = asyncio.create_task(stage, name=f"load {plan.name}")
+
+    def _note(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def check(self) -> None:
+        """Raises MeasurementError where the load has ended by itself."""
+        if self.task.done():
+            if not self.task.cancelled() and (error := self.task.exception()) is not None:
+                raise MeasurementError(f"{self.plan.name}: {error}") from error
+            raise MeasurementError(f"{self.plan.name}: the load was over before what it accompanies")
+
+    async def started(self) -> None:
+        begun = asyncio.create_task(self.control.started.wait())
+        await asyncio.wait({begun, self.task}, return_when=asyncio.FIRST_COMPLETED)
+        begun.cancel()
+        if not self.control.started.is_set():
+            self.check()
+
+    async def finish(self) -> Traffic:
+        """Raises MeasurementError where nothing was sent."""
+        self.control.enough()
+        try:
+            stage = await self.task
+        except WorkerError as error:
+            raise MeasurementError(f"{self.plan.name}: {error}") from error
+        if not stage.columns["due_ns"].size:
+            raise MeasurementError(f"{self.plan.name}: no request was sent")
+        return self._traffic(stage)
+
+    def _traffic(self, stage: StageResult) -> Traffic:
+        rows = stage.columns["row"]
+        places = {int(row): place for place, row in enumerate(rows.tolist())}
+        wrong = wrong_answers(self.plan.protocol, stage, self.encoded, self.job.cycle)
+        versions = [""] * rows.size
+        for row, content in stage.answers.items():
+            with contextlib.suppress(Exception):  # what cannot be read is among the wrong ones
+                versions[places[row]] = read_answer(self.plan.protocol, content).model_version or ""
+
+        def moments(name: str) -> npt.NDArray[np.float64]:
+            return np.where(stage.columns[name] < 0, np.nan, (stage.columns[name] + stage.start_ns) / 1e9)
+
+        return Traffic(
+            due_s=moments("due_ns"),
+            sent_s=moments("sent_ns"),
+            done_s=moments("done_ns"),
+            error=stage.columns["error"],
+            version=np.array(versions, dtype=np.str_),
+            wrong={places[row]: what for row, what in wrong.items()},
+            stage=stage,
+        )
+
+
+@contextlib.asynccontextmanager
+async def background(endpoint: Endpoint, plan: Plan) -> AsyncIterator[Background]:
+    """The stage has begun when the body does, and is over when it ends. Raises UnreachableError when the service does
+    not answer before, and MeasurementError when its answers cannot be read."""
+    encoded = await encode(endpoint, plan)
+    if problem := next((item.problem for item in encoded if item.problem), ""):
+        raise MeasurementError(f"{plan.name}: before the load, a request was not answered: {problem}")
+    job = replace(build_job(endpoint, plan, encoded), check_every=1)
+    running = Background(endpoint, plan, job, encoded)
+    try:
+        await running.started()
+        yield running
+    finally:
+        if not running.task.done():
+            running.task.cancel()
+        await asyncio.gather(running.task, return_exceptions=True)
+
+
+async def pause(running: Background, seconds: float, show: Callable[[Progress], None] | None = None) -> None:
+    """Lets the load go on for so long. Raises MeasurementError as soon as it has broken."""
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        await asyncio.sleep(min(0.25, left))
+        running.check()
+        if show:
+            show(running.progress)

@@ -1,0 +1,304 @@
+"""Probes: whether readiness and liveness tell the truth, under load, while draining and while rolling over."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.deployed import Deployed
+from harness.errors import MeasurementError, ServecertError
+from harness.inputs import cases_for
+from harness.kserve import is_pod_ready
+from harness.load.job import Protocol
+from harness.podwatch import PodChange
+from harness.protocol.rest import RestClient
+from harness.records import Level, Record
+from harness.units import format_duration
+from scenarios.suites.judging import Judge
+from scenarios.suites.load import Plan
+from scenarios.suites.load.background import Traffic, background, pause
+
+SUITE = "probes"
+POLL_S = 0.005
+LONGEST_S = 3600.0
+AFTER_S = 1.0
+"""Of load, after what was done is done."""
+RESTARTED = "servecert.io/restarted-at"
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Rates in requests a second, durations in seconds."""
+
+    rate_per_s: float
+    busy: int
+    duration_s: float
+    protocol: Protocol
+    timeout_s: float
+    ready_within_s: float
+    seed: int
+
+
+@dataclass
+class Polled:
+    """Readiness asked every few milliseconds, with an inference at once whenever it was yes."""
+
+    ready: int = 0
+    not_ready: int = 0
+    refused: int = 0
+    """Inferences that failed although the answer before was yes."""
+    first: str = ""
+
+
+def _restarts(pod: Object) -> int:
+    return sum(item.get("restartCount", 0) for item in (pod.get("status") or {}).get("containerStatuses") or [])
+
+
+def readiness_changes(changes: list[PodChange], since_s: float) -> list[str]:
+    """Pods that were ready, then not, without being deleted; once for each time."""
+    state: dict[str, bool] = {}
+    found = []
+    for change in changes:
+        leaving = bool(change.pod["metadata"].get("deletionTimestamp")) or change.type == "DELETED"
+        ready = is_pod_ready(change.pod)
+        if state.get(change.name) and not ready and not leaving and change.at_s >= since_s:
+            found.append(change.name)
+        state[change.name] = ready
+    return found
+
+
+class _Suite:
+    def __init__(self, deployed: Deployed, wanted: Probes, step: str, status: Callable[[str], None]) -> None:
+        self.deployed = deployed
+        self.wanted = wanted
+        self.step = step
+        self.status = status
+        self.judge = Judge(SUITE, deployed.endpoint, step)
+        self.stages = 0
+
+    def _plan(self, name: str, **shape: Any) -> Plan:
+        self.stages += 1
+        wanted = self.wanted
+        return Plan(
+            name=f"{self.step}-{name}",
+            protocol=wanted.protocol,
+            timeout_s=wanted.timeout_s,
+            warmup_s=0.0,
+            seed=wanted.seed + self.stages,
+            **shape,
+        )
+
+    async def run(self) -> AsyncIterator[Record]:
+        self.status(f"{self.step}: busy")
+        for record in await self._busy():
+            yield record
+        self.status(f"{self.step}: draining")
+        for record in await self._drain():
+            yield record
+        self.status(f"{self.step}: rolling over")
+        for record in await self._roll_over():
+            yield record
+
+    # Busy
+
+    async def _busy(self) -> list[Record]:
+        """Under full load the container is neither restarted nor called unready."""
+        before = {pod["metadata"]["name"]: _restarts(pod) for pod in await self.deployed.pods()}
+        events = len(await self._liveness_events())
+        plan = self._plan("busy", duration_s=self.wanted.duration_s, concurrency=self.wanted.busy)
+        async with self.deployed.kserve.watch_pods(self.deployed.name) as watch:
+            since_s = time.monotonic()
+            async with background(self.deployed.endpoint, plan) as running:
+                await pause(running, self.wanted.duration_s - 0.5)
+                traffic = await running.finish()
+            changed = readiness_changes(watch.changes, since_s)
+        after = await self.deployed.pods()
+        restarted = [
+            pod["metadata"]["name"] for pod in after if _restarts(pod) > before.get(pod["metadata"]["name"], 0)
+        ]
+        unhealthy = (await self._liveness_events())[events:]
+        failed = int(traffic.failed.sum())
+        everything = np.ones(len(traffic), dtype=bool)
+        return [
+            self.judge.measurement("busy.requests", len(traffic), "requests", len(traffic)),
+            self.judge.check(
+                "busy.liveness",
+                "Liveness holds under full load: no container is restarted.",
+                not restarted and not unhealthy,
+                source="Kubernetes: liveness probes",
+                expected="no restart, and no failed liveness probe",
+                observed=f"restarted: {', '.join(restarted) or 'none'}; liveness: {'; '.join(unhealthy) or 'held'}",
+            ),
+            self.judge.check(
+                "busy.readiness",
+                "Readiness does not flap under full load.",
+                not changed,
+                source="Kubernetes: readiness probes",
+                expected="every pod stays ready",
+                observed=f"{len(changed)} times not ready: {', '.join(sorted(set(changed)))}"
+                if changed
+                else "all stayed ready",
+            ),
+            self.judge.check(
+                "busy.answers",
+                "Requests are answered under full load.",
+                not failed,
+                level=Level.SHOULD,
+                expected=f"{len(traffic)} answers",
+                observed=f"{failed} of {len(traffic)} failed: {traffic.errors_text(everything)}",
+            ),
+        ]
+
+    async def _liveness_events(self) -> list[str]:
+        name = f"pod/{self.deployed.name}-"
+        return [
+            event.detail
+            for event in await self.deployed.kserve.timeline()
+            if event.what == "Unhealthy" and "iveness" in event.detail and event.object.startswith(name)
+        ]
+
+    # Draining
+
+    async def _drain(self) -> list[Record]:
+        """A pod is deleted under load: it is not ready from then on, and takes no request with it."""
+        pods = await self.deployed.ready_pods()
+        if not pods:
+            raise MeasurementError(f"{self.step}: no pod is ready that could be drained")
+        victim = str(pods[0]["metadata"]["name"])
+        async with self.deployed.kserve.watch_pods(self.deployed.name) as watch:
+
+            async def change() -> None:
+                await self.deployed.kserve.delete_pod(victim)
+                gone = await watch.until(
+                    lambda item: item.name == victim and item.type == "DELETED", self.wanted.ready_within_s
+                )
+                if gone is None:
+                    raise MeasurementError(f"{self.step}: pod {victim} did not go when it was deleted")
+
+                async def replaced() -> bool:
+                    return len(await self.deployed.ready_pods()) >= len(pods)
+
+                await self.deployed.until("another pod in its place", replaced, self.wanted.ready_within_s)
+
+            traffic = await self._under_load("drain", change)
+            leaving = [
+                item for item in watch.changes if item.name == victim and item.pod["metadata"].get("deletionTimestamp")
+            ]
+        conditions = [
+            entry
+            for item in leaving
+            for entry in (item.pod.get("status") or {}).get("conditions") or []
+            if entry["type"] == "Ready"
+        ]
+        not_ready = any(entry["status"] == "False" for entry in conditions)
+        return [
+            self.judge.check(
+                "drain.not_ready",
+                "A pod that is being deleted says that it is not ready.",
+                not_ready,
+                level=Level.SHOULD,
+                source="Kubernetes: pod termination",
+                expected="condition Ready False before it is gone",
+                observed="not ready" if not_ready else "it went as a ready pod",
+            ),
+            self._lossless("drain", "A pod that is deleted takes no request with it.", traffic),
+        ]
+
+    # Rolling over
+
+    async def _roll_over(self) -> list[Record]:
+        """The same version once more: new pods in place of the old ones, under load."""
+        current = str((await self.deployed.component()).get("latestReadyRevision", ""))
+        predictor = self.deployed.predictor
+        annotations = {**(predictor.get("annotations") or {}), RESTARTED: f"{time.time():.0f}"}
+
+        async def change() -> None:
+            await self.deployed.replace({**predictor, "annotations": annotations})
+            await self.deployed.until_created_is_ready(current, self.wanted.ready_within_s)
+
+        polled = Polled()
+        polling = asyncio.create_task(self._poll(polled))
+        try:
+            traffic = await self._under_load("roll-over", change)
+        finally:
+            polling.cancel()
+            outcome = await asyncio.gather(polling, return_exceptions=True)
+            await self.deployed.restore()
+        if isinstance(outcome[0], ServecertError):
+            raise outcome[0]
+        requirement = "When readiness says yes, an inference at that moment succeeds."
+        records: list[Record] = [
+            self._lossless("roll_over", "A rolling restart loses no request.", traffic),
+            self.judge.measurement("roll_over.polls", polled.ready + polled.not_ready, "polls", 1),
+        ]
+        if not polled.ready:
+            return [*records, self.judge.unjudged("ready_means_ready", requirement, "readiness never said yes")]
+        records.append(
+            self.judge.check(
+                "ready_means_ready",
+                requirement,
+                not polled.refused,
+                source="Open Inference Protocol: model ready",
+                expected=f"{polled.ready} inferences, each right after a yes (asked every {format_duration(POLL_S)})",
+                observed=f"{polled.refused} failed, the first: {polled.first}"
+                if polled.refused
+                else f"all {polled.ready} succeeded; {polled.not_ready} times it said no",
+            )
+        )
+        return records
+
+    async def _poll(self, polled: Polled) -> None:
+        endpoint = self.deployed.endpoint
+        async with RestClient(
+            endpoint.url, endpoint.model, host=endpoint.host, timeout_s=self.wanted.timeout_s
+        ) as rest:
+            case = (await cases_for(endpoint, rest, None))[0]
+            while True:
+                try:
+                    answer = await rest.request("GET", f"/v2/models/{endpoint.model}/ready")
+                    said_yes = answer.status == 200
+                except ServecertError:
+                    said_yes = False
+                if said_yes:
+                    polled.ready += 1
+                    try:
+                        await rest.infer(case.inputs)
+                    except ServecertError as error:
+                        polled.refused += 1
+                        polled.first = polled.first or str(error)[:300]
+                else:
+                    polled.not_ready += 1
+                await asyncio.sleep(POLL_S)
+
+    # Both
+
+    async def _under_load(self, name: str, change: Callable[[], Awaitable[None]]) -> Traffic:
+        plan = self._plan(name, duration_s=LONGEST_S, rate_per_s=self.wanted.rate_per_s)
+        async with background(self.deployed.endpoint, plan) as running:
+            await pause(running, AFTER_S)
+            await change()
+            await pause(running, max(AFTER_S, self.wanted.duration_s / 4))
+            return await running.finish()
+
+    def _lossless(self, name: str, requirement: str, traffic: Traffic) -> Record:
+        failed = traffic.failed
+        return self.judge.check(
+            f"{name}.lossless",
+            requirement,
+            not failed.any() and not traffic.wrong,
+            expected=f"{len(traffic)} right answers",
+            observed=f"{int(failed.sum())} of {len(traffic)} failed ({traffic.errors_text(failed)}),"
+            f" {len(traffic.wrong)} wrong",
+        )
+
+
+async def probes(deployed: Deployed, wanted: Probes, step: str, status: Callable[[str], None]) -> AsyncIterator[Record]:
+    """Raises MeasurementError where nothing could be watched, DeployError where a new pod does not come up."""
+    async for record in _Suite(deployed, wanted, step, status).run():
+        yield record
