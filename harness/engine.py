@@ -47,8 +47,13 @@ def default_directory(name: str) -> Path:
 def manifests(prepared: Prepared, namespace: str) -> list[dict[str, Any]]:
     """The InferenceService, and before it the ServingRuntime that pins the runtime's version."""
     service = prepared.service
+    annotations = dict(service.annotations)
+    if service.faults:
+        annotations["local.servecert.io/faults"] = ", ".join(service.faults)
     if service.manifest is not None:
         metadata = {**service.manifest.get("metadata", {}), "name": prepared.name, "namespace": namespace}
+        if annotations:
+            metadata["annotations"] = {**metadata.get("annotations", {}), **annotations}
         return [{**service.manifest, "apiVersion": "serving.kserve.io/v1beta1", "metadata": metadata}]
     assert prepared.runtime is not None
     assert prepared.model is not None
@@ -66,7 +71,7 @@ def manifests(prepared: Prepared, namespace: str) -> list[dict[str, Any]]:
         {
             "apiVersion": "serving.kserve.io/v1beta1",
             "kind": "InferenceService",
-            "metadata": {"name": prepared.name, "namespace": namespace},
+            "metadata": {"name": prepared.name, "namespace": namespace, "annotations": annotations},
             "spec": {"predictor": predictor},
         },
     ]

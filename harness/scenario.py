@@ -109,6 +109,11 @@ class Service(_Strict):
     predictor: dict[str, Any] = Field(
         default_factory=dict, description="fields of spec.predictor, passed through unchanged (minReplicas, timeout, …)"
     )
+    annotations: dict[str, str] = Field(default_factory=dict, description="of the InferenceService itself")
+    faults: list[str] = Field(
+        default_factory=list,
+        description="what the embedded cluster does wrong on purpose, such as slow-load=3s",
+    )
     manifest: dict[str, Any] | None = Field(None, description="a whole InferenceService, instead of runtime and model")
     served_model: str | None = Field(
         None, description="the model's name in URLs, where it is not the service's (with manifest)"

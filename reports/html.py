@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from harness.records import CheckResult, Outcome, to_json
+from harness.records import CheckResult, LoadResult, Outcome, SampleBatch, to_json
 from harness.runstore import Run
 from harness.units import format_duration
 from harness.verdict import Verdict, describe, tally
@@ -61,6 +61,17 @@ def _plots() -> Any:
     return plots
 
 
+def _cluster_plot(part: tables.ClusterPart, stage: tuple[LoadResult, SampleBatch] | None) -> Markup:
+    """Empty where there is nothing to plot."""
+    if part.series is None:
+        return Markup()
+    if part.series.kind == "replicas":
+        return Markup(_plots().replicas(part.series, stage[1] if stage else None))  # noqa: S704 - our own SVG
+    if part.series.kind == "cold-start":
+        return Markup(_plots().waterfall(part.series))  # noqa: S704
+    return Markup(_plots().split(part.series))  # noqa: S704
+
+
 def html(run: Run, verdict: Verdict) -> str:
     stages = []
     for load in tables.stages(run):
@@ -77,7 +88,9 @@ def html(run: Run, verdict: Verdict) -> str:
     if stages:
         curves = Markup(_plots().percentile_curves(stages))  # noqa: S704 - our own SVG
         over_time = Markup(_plots().timelines(stages))  # noqa: S704
+    batches = {load.step: (load, batch) for load, batch in stages}
     values: dict[str, Any] = {
+        "parts": [(part, _cluster_plot(part, batches.get(part.step))) for part in tables.cluster_parts(run)],
         "run": run,
         "info": run.info,
         "verdict": verdict,

@@ -8,7 +8,9 @@ from reports.tables import (
     COLUMN_TITLES,
     COLUMNS,
     LEVELS,
+    STATES,
     capacity_rows,
+    cluster_parts,
     deviation_groups,
     errors_text,
     latency_cell,
@@ -19,6 +21,7 @@ from reports.tables import (
     scorecard,
     service_rows,
     stages,
+    state_of,
     tally_text,
 )
 
@@ -51,12 +54,15 @@ def markdown(run: Run, verdict: Verdict) -> str:
             tally_text(row.conformance),
             tally_text(row.parity),
             tally_text(row.load),
+            tally_text(row.cluster),
         ]
         for row in service_rows(run)
     ]
     if rows:
         lines += ["## Services", ""]
-        lines += _table(["service", "runtime", "model", "ready after", "conformance", "parity", "load"], rows)
+        lines += _table(
+            ["service", "runtime", "model", "ready after", "conformance", "parity", "load", "cluster"], rows
+        )
     cards = scorecard(run)
     if cards:
         lines += ["## Scorecard", "", "Passed of applicable: MUST / SHOULD / MAY.", ""]
@@ -95,6 +101,14 @@ def markdown(run: Run, verdict: Verdict) -> str:
                 for load in stages(run)
             ],
         )
+    for part in cluster_parts(run):
+        lines += [f"## {part.title} of {part.service} ({part.runtime})", ""]
+        lines += _table(
+            ["", "what is required", "observed"],
+            [[STATES[state_of(item)][0], item.requirement, item.observed or item.reason] for item in part.checks],
+        )
+        if part.figures:
+            lines += [", ".join(f"{name} {value}" for name, value in part.figures) + ".", ""]
     if run.parity:
         lines += ["## Parity", ""]
         lines += _table(

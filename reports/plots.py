@@ -1,4 +1,4 @@
-"""Plots of load stages as inline SVG."""
+"""Plots of load stages and of what a cluster did, as inline SVG."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ matplotlib.use("svg")
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from harness.records import LoadResult, SampleBatch
+from harness.records import LoadResult, SampleBatch, Series
+from harness.stats import accepted_counts
 from harness.units import format_duration
 
 # Okabe and Ito's colours, told apart by readers with any colour vision.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _TICKS = (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999)
+SPLIT_ALPHA = 0.001
+"""Of the band in the plot of a split; the check has its own."""
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "servecert",
@@ -140,3 +143,123 @@ def capacity_curve(trials: list[LoadResult], knee_per_s: float | None) -> str:
         axes.grid(True)
         figure.legend(frameon=False, loc="outside upper left", fontsize=9, ncols=4)
         return _svg(figure, "Latency by offered rate")
+
+
+_PHASES = {
+    "created": "pod created",
+    "scheduled": "scheduled",
+    "storage": "model downloaded",
+    "image": "image pulled",
+    "started": "process started",
+    "ready": "ready",
+    "first_byte": "first byte",
+}
+_PHASE_COLOURS = (*COLOURS, "#8a929c")
+
+
+def replicas(series: Series, batch: SampleBatch | None) -> str:
+    """Pods and what the model would have, the load that was offered, and latency, on one time axis."""
+    columns = {name: np.array(values) for name, values in series.columns.items()}
+    seconds = columns["t_s"]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 5.4), layout="constrained")
+        pods, offered, latency = figure.subplots(3, 1, sharex=True, height_ratios=(2.2, 1, 1.2))
+        pods.fill_between(
+            seconds, columns["low"], columns["high"], step="post", color="#e3e6ea", label="what Knative's model wants"
+        )
+        pods.step(seconds, columns["ideal"], where="post", color="#8a929c", linestyle=":", label="needed")
+        pods.step(seconds, columns["desired"], where="post", color=COLOURS[1], linewidth=1.2, label="desired")
+        pods.step(seconds, columns["ready"], where="post", color=COLOURS[0], linewidth=2, label="ready")
+        pods.set_ylabel("pods")
+        pods.set_ylim(bottom=0)
+        pods.yaxis.get_major_locator().set_params(integer=True)
+        pods.legend(frameon=False, fontsize=8, ncols=4, loc="upper left")
+        pods.set_ylim(top=pods.get_ylim()[1] * 1.2)
+        offered.fill_between(seconds, columns["offered_per_s"], step="post", color=COLOURS[2], alpha=0.35)
+        offered.set_ylabel("requests/s")
+        offered.set_ylim(bottom=0)
+        if batch is not None and len(batch):
+            frame = pd.DataFrame({"second": (batch.due_ns / 1e9).astype(int), "latency": batch.latency_s})
+            by_second = frame.groupby("second")["latency"]
+            for name, q, colour in (("p50", 0.5, COLOURS[0]), ("p99", 0.99, COLOURS[3])):
+                values = by_second.quantile(q, interpolation="higher")
+                latency.plot(values.index + 0.5, values.to_numpy(), color=colour, linewidth=1.4, label=name)
+            bad = batch.error != 0
+            if bad.any():
+                latency.plot(
+                    batch.due_ns[bad] / 1e9,
+                    batch.latency_s[bad],
+                    linestyle="none",
+                    marker="x",
+                    color="#c0262d",
+                    label="error",
+                )
+            latency.set_yscale("log")
+            latency.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            _latency_axis(latency.yaxis)
+            latency.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
+        latency.set_ylabel("latency")
+        latency.set_xlabel("seconds since the start of the load")
+        for axes in (pods, offered, latency):
+            axes.grid(True, axis="y")
+        return _svg(figure, "Pods, offered load and latency over time")
+
+
+def waterfall(series: Series) -> str:
+    """A bar a trial: where the time from the first request to the first byte went."""
+    names = [name for name in _PHASES if name in series.columns]
+    trials = len(series.columns[names[0]])
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 1.1 + 0.32 * trials), layout="constrained")
+        axes = figure.add_subplot()
+        left = np.zeros(trials)
+        places = np.arange(trials)
+        for name, colour in zip(names, _PHASE_COLOURS, strict=False):
+            widths = np.array(series.columns[name])
+            axes.barh(places, widths, left=left, height=0.62, color=colour, label=_PHASES[name])
+            left += widths
+        axes.set_yticks(places, [f"trial {place + 1}" for place in places])
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        _latency_axis(axes.xaxis)
+        axes.grid(True, axis="x")
+        axes.set_xlabel("since the first request")
+        figure.legend(frameon=False, loc="outside upper left", fontsize=8, ncols=4)
+        return _svg(figure, "Cold starts by phase")
+
+
+def split(series: Series) -> str:
+    """The candidate's share of each second's answers, what was asked for, and where chance would have it."""
+    columns = {name: np.array(values) for name, values in series.columns.items()}
+    asked, answers = columns["percent"] / 100, np.maximum(columns["requests"], 1)
+    bounds = np.array(
+        [accepted_counts(int(n), p, SPLIT_ALPHA) for n, p in zip(answers, asked, strict=True)], dtype=np.float64
+    )
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 2.6), layout="constrained")
+        axes = figure.add_subplot()
+        place = np.arange(asked.size)
+        axes.fill_between(
+            place,
+            100 * bounds[:, 0] / answers,
+            100 * bounds[:, 1] / answers,
+            color="#e3e6ea",
+            label="binomial band, 99.9 %",
+        )
+        axes.step(place, 100 * asked, where="mid", color="#8a929c", linestyle="--", label="asked for")
+        axes.plot(
+            place,
+            100 * columns["candidate"] / answers,
+            marker="o",
+            markersize=3.5,
+            linestyle="none",
+            color=COLOURS[0],
+            label="observed",
+        )
+        axes.set_ylim(0, 100)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+        axes.set_ylabel("the candidate's share")
+        axes.set_xlabel("seconds that count, one after the other")
+        axes.grid(True, axis="y")
+        figure.legend(frameon=False, loc="outside upper left", fontsize=8, ncols=3)
+        return _svg(figure, "The candidate's share of the traffic over time")

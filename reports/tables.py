@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from harness.records import CheckResult, LoadResult, Outcome, ParityResult
+from harness.records import CheckResult, LoadResult, Measurement, Outcome, ParityResult, Series
 from harness.runstore import Run
 from harness.stats import PERCENTILES
 from harness.units import format_duration
@@ -37,7 +37,14 @@ def state_of(check: CheckResult | None) -> str:
     return str(check.outcome)
 
 
-_SUITES = (("conformance", "fuzz"), ("parity",), ("load", "capacity"))
+CLUSTER_SUITES = {
+    "probes": "Probes",
+    "cold-start": "Cold start",
+    "autoscaling": "Autoscaling",
+    "canary-rollback": "Canary and rollback",
+}
+"""Suites that change or watch a service on its cluster, by the title of their part of the report."""
+_SUITES = (("conformance", "fuzz"), ("parity",), ("load", "capacity"), tuple(CLUSTER_SUITES))
 """The columns of a service's row."""
 
 
@@ -50,6 +57,63 @@ class ServiceRow:
     conformance: Tally
     parity: Tally
     load: Tally
+    cluster: Tally
+
+
+@dataclass(frozen=True)
+class ClusterPart:
+    """What one step of a cluster suite found. ``series`` is what there is to plot; None where there is nothing."""
+
+    title: str
+    step: str
+    service: str
+    runtime: str
+    checks: list[CheckResult]
+    figures: list[tuple[str, str]]
+    """Measurements as people read them: a name and a value with its unit."""
+    series: Series | None
+    load: LoadResult | None
+    """The stage of load that an autoscaling step watched."""
+
+
+def cluster_parts(run: Run) -> list[ClusterPart]:
+    """In the order in which they were carried out."""
+    parts = []
+    for step in dict.fromkeys(check.step for check in run.checks if check.suite in CLUSTER_SUITES):
+        checks = [check for check in run.checks if check.step == step and check.suite in CLUSTER_SUITES]
+        first = checks[0]
+        parts.append(
+            ClusterPart(
+                CLUSTER_SUITES[first.suite],
+                step,
+                first.service,
+                first.runtime,
+                checks,
+                _figures(run, step, first.suite),
+                next((item for item in run.series if item.step == step), None),
+                next((item for item in run.loads if item.step == step), None),
+            )
+        )
+    return parts
+
+
+def _figures(run: Run, step: str, suite: str) -> list[tuple[str, str]]:
+    found: dict[str, list[Measurement]] = {}
+    for item in run.measurements:
+        if item.step == step and item.name.startswith(suite + "."):
+            found.setdefault(item.name.removeprefix(suite + "."), []).append(item)
+    return [(name.replace("_", " ").replace(".", ", "), _figure(items)) for name, items in found.items()]
+
+
+def _figure(items: list[Measurement]) -> str:
+    """One value, or the range of several."""
+    values, unit = [item.value for item in items], items[0].unit
+
+    def shown(value: float) -> str:
+        return format_duration(value) if unit == "s" else f"{value:.3g} {unit}"
+
+    low, high = min(values), max(values)
+    return shown(low) if len(values) == 1 or low == high else f"{shown(low)} to {shown(high)}"
 
 
 def service_rows(run: Run) -> list[ServiceRow]:

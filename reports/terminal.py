@@ -9,14 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from harness.records import CheckResult, LoadResult, ParityResult, Record
+from harness.records import CheckResult, LoadResult, Outcome, ParityResult, Record
 from harness.runstore import Run
 from harness.units import format_duration
 from harness.verdict import Verdict, describe
-from reports.tables import COLUMN_TITLES, errors_text, load_title, service_rows, state_of, tally_text
+from reports.tables import CLUSTER_SUITES, COLUMN_TITLES, errors_text, load_title, service_rows, state_of, tally_text
 
 SHOWN = 12
 LONGEST_REQUEST = 600
+MOST_ASKED = (".last_answer", ".rollback.lossless", ".no_traffic")
 """Failures listed under a step; the report has them all."""
 
 
@@ -32,6 +33,7 @@ class Terminal:
         self._failures: list[CheckResult] = []
         self._lines: list[str] = []
         self._loads: list[LoadResult] = []
+        self._cluster: list[CheckResult] = []
         self._started = time.monotonic()
 
     def __enter__(self) -> Terminal:
@@ -73,6 +75,8 @@ class Terminal:
                 self._lines.append(f"capacity {record.observed}")
             elif record.suite == "load" and not record.fails_run:
                 self._lines.append(_load_line(record))
+            elif record.suite in CLUSTER_SUITES and not record.fails_run:
+                self._cluster.append(record)
             elif self._status:
                 self._status.update(f"{escape(record.id)} ({sum(self._states.values())} checks)")
         elif isinstance(record, LoadResult):
@@ -89,7 +93,7 @@ class Terminal:
             self._line(f"[dim]{self._clock()}[/] {mark} {escape(name)}: {counts} [dim]({seconds:.1f} s)[/]")
             # A stage of another name is a trial of a search, which has noted each already.
             stages = [line for load in self._loads if load.step == name for line in _stage_lines(load)]
-            for line in [*stages, *self._lines]:
+            for line in [*stages, *self._lines, *_cluster_lines(self._cluster)]:
                 self._line(f"           [dim]{escape(line)}[/]")
             if self._states["skipped"] > 10:
                 reasons = "; ".join(f"{count} because {reason}" for reason, count in self._skips.most_common(2))
@@ -102,7 +106,7 @@ class Terminal:
                 self._line(f"           and {len(self._failures) - SHOWN} more")
         self._states.clear()
         self._skips.clear()
-        self._failures, self._lines, self._loads = [], [], []
+        self._failures, self._lines, self._loads, self._cluster = [], [], [], []
 
     def _clock(self) -> str:
         return f"{time.monotonic() - self._started:6.1f}s"
@@ -146,6 +150,14 @@ def streaming_lines(load: LoadResult) -> list[str]:
     return lines
 
 
+def _cluster_lines(checks: list[CheckResult]) -> list[str]:
+    """What came out of each check; of many only those that people ask for first."""
+    passed = [check for check in checks if check.outcome is Outcome.PASSED]
+    if len(passed) > SHOWN:
+        passed = [check for check in passed if ".split." in check.id or check.id.endswith(MOST_ASKED)]
+    return [f"{check.requirement.removesuffix('.')}: {check.observed}" for check in passed]
+
+
 def _load_line(check: CheckResult) -> str:
     """A load check that did not fail, in the words of somebody who reads it aloud."""
     if check.id == "load.valid":
@@ -162,7 +174,12 @@ def print_verdict(console: Console, run: Run, verdict: Verdict) -> None:
     for row in service_rows(run):
         parts = [
             f"{suite} {tally_text(counts)}"
-            for suite, counts in (("conformance", row.conformance), ("parity", row.parity), ("load", row.load))
+            for suite, counts in (
+                ("conformance", row.conformance),
+                ("parity", row.parity),
+                ("load", row.load),
+                ("cluster", row.cluster),
+            )
             if counts.total
         ]
         console.print(

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import http
 import json
+import re
 import time
 from collections import deque
 from typing import Any, cast
@@ -29,6 +30,7 @@ _REASONS = {
     503: "Service Unavailable",
     504: "Gateway Timeout",
 }
+_DATA = re.compile(rb'("data":\s*\[+)([^\]]*)')
 _OTHER_DIGITS = bytes.maketrans(b"123456789", b"234567891")
 PATH_PREFIX = b"/serving/"
 HIGH_WATER = 1 << 20
@@ -526,8 +528,7 @@ class Upstream(asyncio.Protocol):
 
 def _spoilt(body: bytes) -> bytes:
     """The fault of wrong outputs: other digits in the numbers of a JSON answer, as many as there were."""
-    before, data, numbers = body.partition(b'"data"')
-    return before + data + numbers.translate(_OTHER_DIGITS)
+    return _DATA.sub(lambda match: match[1] + match[2].translate(_OTHER_DIGITS), body)
 
 
 def _reason(status: int) -> bytes:

@@ -35,6 +35,7 @@ HASH_ANNOTATION = "local.servecert.io/template-hash"
 REVISION_LABEL = "serving.knative.dev/revision"
 TAG_ROUTING = "serving.kserve.io/enable-tag-routing"
 LINGER_S = 0.5
+REVIVED_PODS = 2
 _FATAL_WAITING = {"CrashLoopBackOff", "ErrImagePull", "ImagePullBackOff"}
 _log = logging.getLogger("servecert.cluster")
 
@@ -149,9 +150,9 @@ class Controller:
         faults = faults_of(isvc)
         for revision_name, revision in revisions.items():
             pending = revision_name == created and revision_name != ready
-            self._scale(isvc, revision, reachable=revision_name in routed or pending)
-        if "old-revision-revived" in faults and len(routed) > 1:
-            self._revive([item for key, item in revisions.items() if key not in {*routed, created}])
+            revived = revision_name == _revived(list(revisions), routed, created, faults)
+            reachable = revision_name in routed or pending
+            self._scale(isvc, revision, reachable=reachable, least=REVIVED_PODS if revived else 0)
         self._publish(isvc, revisions, targets, faults)
         self._ensure_service(isvc)
         self._write_status(isvc, Outlook(revisions, created, ready, tuple(targets), rollout, invalid))
@@ -222,10 +223,10 @@ class Controller:
                 return name
         return ""
 
-    def _scale(self, isvc: Object, revision: Object, *, reachable: bool) -> None:
+    def _scale(self, isvc: Object, revision: Object, *, reachable: bool, least: int) -> None:
         faults = faults_of(isvc, revision)
         ready = len(self._ready_pods(revision))
-        wanted = self.autoscaling.sync(revision, ready, reachable=reachable, faults=faults).replicas
+        wanted = max(least, self.autoscaling.sync(revision, ready, reachable=reachable, faults=faults).replicas)
         live = [pod for pod in self._pods(revision) if "deletionTimestamp" not in pod["metadata"]]
         for _ in range(wanted - len(live)):
             self._create_pod(revision)
@@ -272,11 +273,6 @@ class Controller:
             "observedGeneration": fresh["metadata"]["generation"],
         }
         self.store.update(REVISION, fresh, subresource="status")
-
-    def _revive(self, old: list[Object]) -> None:
-        """The fault of that name: pods for a revision that no traffic leads to."""
-        if old and not self._pods(old[-1]):
-            self._create_pod(old[-1])
 
     def _create_pod(self, revision: Object) -> None:
         metadata = revision["metadata"]
@@ -504,6 +500,12 @@ def _backend(pod: Object) -> Backend:
     ports = json.loads(pod["metadata"]["annotations"][PORTS_ANNOTATION])
     revision = pod["metadata"]["labels"][REVISION_LABEL]
     return Backend(pod["metadata"]["name"], revision, pod["status"]["podIP"], ports["http"], ports.get("grpc"))
+
+
+def _revived(revisions: list[str], routed: set[str], created: str, faults: Faults) -> str:
+    """The fault of an old revision that starts pods during a canary: which one; empty where there is none."""
+    old = [name for name in revisions if name not in {*routed, created}]
+    return old[-1] if old and len(routed) > 1 and "old-revision-revived" in faults else ""
 
 
 def _broken_split(shares: dict[str, float], revisions: list[str], faults: Faults) -> dict[str, float]:

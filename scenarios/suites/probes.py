@@ -18,7 +18,6 @@ from harness.load.job import Protocol
 from harness.podwatch import PodChange
 from harness.protocol.rest import RestClient
 from harness.records import Level, Record
-from harness.units import format_duration
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
 from scenarios.suites.load.background import Traffic, background, pause
@@ -47,7 +46,7 @@ class Probes:
 
 @dataclass
 class Polled:
-    """Readiness asked every few milliseconds, with an inference at once whenever it was yes."""
+    """Readiness asked again and again, a few milliseconds apart, with an inference at once whenever it was yes."""
 
     ready: int = 0
     not_ready: int = 0
@@ -95,6 +94,7 @@ class _Suite:
         )
 
     async def run(self) -> AsyncIterator[Record]:
+        yield await self._start()
         self.status(f"{self.step}: busy")
         for record in await self._busy():
             yield record
@@ -104,6 +104,35 @@ class _Suite:
         self.status(f"{self.step}: rolling over")
         for record in await self._roll_over():
             yield record
+
+    # Start
+
+    async def _start(self) -> Record:
+        """The service says that it is ready: it must answer now. Later it must, or there is nothing to go on with."""
+        endpoint = self.deployed.endpoint
+        deadline = time.monotonic() + self.wanted.ready_within_s
+        first = ""
+        async with RestClient(
+            endpoint.url, endpoint.model, host=endpoint.host, timeout_s=self.wanted.timeout_s
+        ) as rest:
+            while True:
+                try:
+                    case = (await cases_for(endpoint, rest, None))[0]
+                    await rest.infer(case.inputs)
+                    break
+                except ServecertError as error:
+                    first = first or str(error)[:300]
+                    if time.monotonic() > deadline:
+                        raise
+                await asyncio.sleep(0.05)
+        return self.judge.check(
+            "start",
+            "A service that says that it is ready answers.",
+            not first,
+            source="KServe: condition Ready",
+            expected="an answer to the first request",
+            observed=first or "an answer",
+        )
 
     # Busy
 
@@ -245,7 +274,7 @@ class _Suite:
                 requirement,
                 not polled.refused,
                 source="Open Inference Protocol: model ready",
-                expected=f"{polled.ready} inferences, each right after a yes (asked every {format_duration(POLL_S)})",
+                expected=f"{polled.ready} inferences, each right after a yes",
                 observed=f"{polled.refused} failed, the first: {polled.first}"
                 if polled.refused
                 else f"all {polled.ready} succeeded; {polled.not_ready} times it said no",

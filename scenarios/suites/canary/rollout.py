@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,7 @@ from scenarios.suites.canary.comparison import candidate_errors, compare_latency
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
 from scenarios.suites.load.background import Background, Traffic, background, pause
+from scenarios.suites.load.requests import Encoded
 
 SUITE = "canary-rollback"
 ALPHA, POWER = 1e-4, 0.99
@@ -98,6 +99,7 @@ class _Suite:
         self.former: list[str] = []
         """Versions that served before."""
         self.usual_errors = 0.0
+        self.encoded: Sequence[Encoded] | None = None
         self.split: dict[str, list[float]] = {
             name: [] for name in ("t_s", "percent", "requests", "candidate", "errors")
         }
@@ -119,7 +121,8 @@ class _Suite:
             warmup_s=0.0,
             seed=self.rollout.seed + self.stages,
         )
-        async with background(self.deployed.endpoint, plan) as running:
+        async with background(self.deployed.endpoint, plan, self.encoded) as running:
+            self.encoded = running.encoded  # what is right was settled before anything changed
             await pause(running, 1.0)
             changed_s = time.monotonic()
             if change:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError
-from harness.load.job import Job
+from harness.load.job import Job, Protocol
 from harness.load.recording import ERRORS
 from harness.load.runner import Control, Progress, StageResult, WorkerError, run_stage
 from scenarios.suites.load.plan import Plan
@@ -106,8 +107,7 @@ class Background:
         wrong = wrong_answers(self.plan.protocol, stage, self.encoded, self.job.cycle)
         versions = [""] * rows.size
         for row, content in stage.answers.items():
-            with contextlib.suppress(Exception):  # what cannot be read is among the wrong ones
-                versions[places[row]] = read_answer(self.plan.protocol, content).model_version or ""
+            versions[places[row]] = _version(self.plan.protocol, content)
 
         def moments(name: str) -> npt.NDArray[np.float64]:
             return np.where(stage.columns[name] < 0, np.nan, (stage.columns[name] + stage.start_ns) / 1e9)
@@ -123,11 +123,25 @@ class Background:
         )
 
 
+def _version(protocol: Protocol, content: bytes) -> str:
+    """The model version that an answer names. What cannot be read whole is among the wrong ones, and may yet say whose
+    it is."""
+    try:
+        return read_answer(protocol, content).model_version or ""
+    except Exception:  # whatever a server may send; protobuf raises its own kinds
+        found = re.search(rb'"model_version":\s*"([^"]*)"', content)
+        return found[1].decode(errors="replace") if found else ""
+
+
 @contextlib.asynccontextmanager
-async def background(endpoint: Endpoint, plan: Plan) -> AsyncIterator[Background]:
-    """The stage has begun when the body does, and is over when it ends. Raises UnreachableError when the service does
-    not answer before, and MeasurementError when its answers cannot be read."""
-    encoded = await encode(endpoint, plan)
+async def background(
+    endpoint: Endpoint, plan: Plan, encoded: Sequence[Encoded] | None = None
+) -> AsyncIterator[Background]:
+    """The stage has begun when the body does, and is over when it ends. ``encoded`` are the requests of a stage before,
+    with what was right then; None asks the service. Raises UnreachableError when the service does not answer before,
+    and MeasurementError when its answers cannot be read."""
+    if encoded is None:
+        encoded = await encode(endpoint, plan)
     if problem := next((item.problem for item in encoded if item.problem), ""):
         raise MeasurementError(f"{plan.name}: before the load, a request was not answered: {problem}")
     job = replace(build_job(endpoint, plan, encoded), check_every=1)
