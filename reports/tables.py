@@ -110,7 +110,13 @@ def _figure(items: list[Measurement]) -> str:
     values, unit = [item.value for item in items], items[0].unit
 
     def shown(value: float) -> str:
-        return format_duration(value) if unit == "s" else f"{value:.3g} {unit}"
+        return (
+            format_duration(value)
+            if unit == "s"
+            else f"{value:,.0f} {unit}"
+            if value >= 1000
+            else f"{value:.3g} {unit}"
+        )
 
     low, high = min(values), max(values)
     return shown(low) if len(values) == 1 or low == high else f"{shown(low)} to {shown(high)}"

@@ -60,6 +60,17 @@ def spike(base_per_s: float, peak_per_s: float, width_s: float, duration_s: floa
     ]
 
 
+def pulse(base_per_s: float, peak_per_s: float, width_s: float, period_s: float, duration_s: float) -> list[Segment]:
+    """Peaks that come again and again, the first one at the end of the first period's calm."""
+    calm = period_s - width_s
+    if calm <= 0 or period_s > duration_s:
+        raise ValueError(f"pulses of {width_s:g} s every {period_s:g} s do not fit into {duration_s:g} s")
+    whole = int(duration_s // period_s)
+    segments = [Segment(calm, base_per_s, base_per_s), Segment(width_s, peak_per_s, peak_per_s)] * whole
+    rest = duration_s - whole * period_s
+    return [*segments, Segment(rest, base_per_s, base_per_s)] if rest > 1e-9 else segments
+
+
 def sine(mean_per_s: float, amplitude_per_s: float, period_s: float, duration_s: float) -> list[Segment]:
     """A day in short: it begins at the mean and rises. Linear pieces, 64 a period."""
     if not 0 <= amplitude_per_s <= mean_per_s:

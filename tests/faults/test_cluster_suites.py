@@ -17,7 +17,7 @@ import pytest
 from cluster.local.faults import ANNOTATION, KINDS
 from tests.faults.cluster_runs import CANDIDATE, NEXT, STEPS, Found, carry_out, scenario
 
-TOGETHER = 3
+TOGETHER = int(os.environ.get("SERVECERT_TOGETHER", "3"))
 ROUNDS = int(os.environ.get("SERVECERT_SOUND_ROUNDS", "1"))
 ALL = "SERVECERT_ALL_FAULTS" in os.environ
 

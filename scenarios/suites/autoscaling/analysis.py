@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from harness.kpa import TICK_S, Autoscaler
 from harness.kpa_settings import Settings
+from harness.load.arrivals import Segment
 
 Floats = npt.NDArray[np.float64]
 FACTORS = (0.75, 1.0, 1.25)
@@ -23,7 +24,6 @@ SHIFTS_S = (-1, 0, 1)
 in odd or in even seconds."""
 EARLY_S, LATE_S = 3, 5
 """A decision takes so long to show in the status, and the poll to see it."""
-SMOOTH_S = 6
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def held(moments_s: Sequence[float], values: Sequence[float], seconds: int) -> F
     return np.asarray(values, dtype=np.float64)[np.clip(places, 0, len(values) - 1)]
 
 
-def smoothed(values: Floats, width: int = SMOOTH_S) -> Floats:
+def smoothed(values: Floats, width: int) -> Floats:
     """Means over the last ``width`` seconds, fewer at the start."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, values.size + 1)
@@ -72,14 +72,25 @@ def smoothed(values: Floats, width: int = SMOOTH_S) -> Floats:
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts), dtype=np.float64)
 
 
-def ideal_pods(offered: Floats, service_s: float, settings: Settings) -> Floats:
-    """What the offered load needs at the target, if a request takes ``service_s``; at least one while there is load."""
-    per_second = smoothed(offered)
-    load = per_second if settings.metric == "rps" else per_second * service_s
-    # Poisson arrivals rise above their mean: a tenth above the border does not make it another pod.
-    wished = np.ceil(load / settings.spec.target_value - 0.1)
-    bounded = np.maximum(wished, np.where(offered > 0, 1, 0))
-    return np.array([settings.bounded(int(value)) for value in bounded], dtype=np.float64)
+def planned_rate(segments: Sequence[Segment], seconds: int) -> Floats:
+    """The mean rate of each second, as it was asked for; 0 after the last segment. Shape (seconds,)."""
+    fine = 20
+    moments = (np.arange(seconds * fine) + 0.5) / fine
+    rates = np.zeros(moments.size)
+    start = 0.0
+    for segment in segments:
+        here = (moments >= start) & (moments < start + segment.duration_s)
+        share = (moments[here] - start) / segment.duration_s
+        rates[here] = segment.start_per_s + share * (segment.end_per_s - segment.start_per_s)
+        start += segment.duration_s
+    return np.asarray(rates.reshape(seconds, fine).mean(axis=1), dtype=np.float64)
+
+
+def ideal_pods(rate_per_s: Floats, service_s: float, settings: Settings) -> Floats:
+    """What a load needs at the target, if a request takes ``service_s``; at least one while there is load."""
+    load = rate_per_s if settings.metric == "rps" else rate_per_s * service_s
+    wished = np.maximum(np.ceil(load / settings.spec.target_value - 1e-6), np.where(rate_per_s > 0, 1, 0))
+    return np.array([settings.bounded(int(value)) for value in wished], dtype=np.float64)
 
 
 @dataclass(frozen=True)

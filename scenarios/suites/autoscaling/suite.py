@@ -16,6 +16,7 @@ from harness.deployed import Deployed
 from harness.errors import ClusterError, MeasurementError, ServecertError
 from harness.kpa_settings import CONFIG_MAP, DEFAULTS, NAMESPACE, PREFIX, Settings, settings_of
 from harness.kserve import is_pod_ready
+from harness.load.arrivals import steady
 from harness.load.runner import Control, LocalGenerators, Progress
 from harness.protocol.rest import RestClient
 from harness.records import CheckResult, Level, LoadResult, Record, SampleBatch, Series
@@ -193,7 +194,9 @@ class _Suite:
         if not fine.any():
             raise MeasurementError(f"{self.course.plan.name}: no request was answered")
         service_s = float(np.quantile((self.batch.done_ns - self.batch.sent_ns)[fine] / 1e9, 0.1))
-        ideal = analysis.ideal_pods(seen.offered, service_s, settings)
+        plan = self.course.plan
+        segments = plan.segments or steady(plan.rate_per_s or 0.0, plan.duration_s)
+        ideal = analysis.ideal_pods(analysis.planned_rate(segments, seen.seconds), service_s, settings)
         low, high, turns = analysis.band(settings, seen, idle_s)
         columns = {
             "t_s": np.arange(seen.seconds, dtype=np.float64),
@@ -274,7 +277,7 @@ class _Suite:
                 "The number of pods does not turn round and round.",
                 reversals <= turns + MORE_REVERSALS,
                 expected=f"at most {turns + MORE_REVERSALS} reversals (Knative's model: {turns})",
-                observed=f"{reversals} reversals of the desired number",
+                observed=f"the desired number turned round {reversals} time{'s' if reversals != 1 else ''}",
             ),
         ]
 

@@ -339,7 +339,7 @@ class _Suite:
             text += f"; of the candidate's {errors.share:.2%}, at least {errors.least:.2%}"
         check = self.judge.check(
             f"{name}.errors.{percent}",
-            f"At most {rollout.errors:g} of the candidate's requests fail.",
+            f"At most {rollout.errors * 100:.3g} % of the candidate's requests fail.",
             not bad,
             expected=f"a share of at most {rollout.errors:.2%}",
             observed=text,
@@ -446,14 +446,16 @@ class _Suite:
         traffic = phase.traffic
         answers = (traffic.version == version) & (traffic.due_s >= phase.changed_s)
         last_s = float((traffic.done_s[answers] - phase.changed_s).max()) if answers.any() else 0.0
+        late = int((answers & phase.counted).sum())
+        seen = f"{int(answers.sum())} answers after it was asked for, the last after {format_duration(last_s)}"
         yield self.judge.measurement(f"{name}.{what}.last_answer", last_s, "s", int(answers.sum()))
         within_s = self.rollout.rollback_within_s
         yield self.judge.check(
             f"{name}.{what}.last_answer",
             f"The candidate's last answer comes within {within_s:g} s of the rollback.",
-            last_s <= within_s and not (answers & phase.counted).any(),
+            last_s <= within_s and not late,
             expected=f"at most {within_s:g} s, and none once the status says so",
-            observed=f"{format_duration(last_s)}, {int((answers & phase.counted).sum())} after the status said so",
+            observed=f"{seen if answers.any() else 'none after it was asked for'}; {late} after the status said so",
         )
         if lossless:
             yield self._lossless(name, what, phase)

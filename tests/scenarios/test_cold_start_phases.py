@@ -1,0 +1,94 @@
+"""Phases of a cold start from the changes of a pod, and clocks that do not agree."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from harness.endpoint import Endpoint
+from harness.errors import MeasurementError, UsageError
+from harness.podwatch import PodChange
+from harness.scenario import ColdStartStep
+from harness.steps import Target, records_of
+from scenarios.suites.cold_start import PHASES, Trial, clock_conflicts, phase_ends
+from scenarios.suites.probes import readiness_changes
+from tests.faults.cluster_runs import Silent
+
+START = 1_700_000_000.0
+
+
+def stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(START + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def pod(created: float = 0.0, deleted: bool = False, runs: bool = False, **conditions: float) -> dict[str, Any]:
+    metadata = {"name": "m-1", "creationTimestamp": stamp(created)}
+    if deleted:
+        metadata["deletionTimestamp"] = stamp(0)
+    found = [{"type": kind, "status": "True", "lastTransitionTime": stamp(at)} for kind, at in conditions.items()]
+    states = [{"name": "c", "state": {"running": {}} if runs else {"waiting": {}}}]
+    return {"metadata": metadata, "status": {"conditions": found, "containerStatuses": states}}
+
+
+def change(at: float, item: dict[str, Any], kind: str = "MODIFIED") -> PodChange:
+    return PodChange(100 + at, START + at, kind, item)
+
+
+CHANGES = [
+    change(0.2, pod(), "ADDED"),
+    change(0.3, pod(PodScheduled=0)),
+    change(2.0, pod(PodScheduled=0, Initialized=2)),
+    change(5.0, pod(PodScheduled=0, Initialized=2, runs=True)),
+    change(9.0, pod(PodScheduled=0, Initialized=2, runs=True, Ready=9)),
+]
+
+
+def test_each_phase_ends_with_the_change_that_ends_it() -> None:
+    ends = phase_ends(CHANGES, pulled_s=104.5, begun_s=100.0, first_byte_s=109.5)
+    assert list(ends) == list(PHASES)
+    trial = Trial(ends, 10.0, 4, 0, "", {}, "")
+    expected = {
+        "created": 0.2,
+        "scheduled": 0.1,
+        "storage": 1.7,
+        "image": 2.5,
+        "started": 0.5,
+        "ready": 4.0,
+        "first_byte": 0.5,
+    }
+    assert trial.phases_s == pytest.approx(expected)
+    assert sum(trial.phases_s.values()) == pytest.approx(9.5)
+
+
+def test_an_image_that_was_there_takes_no_time() -> None:
+    ends = phase_ends(CHANGES, pulled_s=None, begun_s=100.0, first_byte_s=109.5)
+    assert Trial(ends, 10.0, 4, 0, "", {}, "").phases_s["image"] == 0
+
+
+def test_an_end_that_was_never_seen_is_no_measurement() -> None:
+    with pytest.raises(MeasurementError, match="never seen ready"):
+        phase_ends(CHANGES[:-1], None, 100.0, 109.5)
+
+
+def test_clocks_that_agree_and_clocks_that_do_not() -> None:
+    assert clock_conflicts(CHANGES, (-0.5, 0.5)) == ""
+    # A cluster whose clock is a minute ahead, and known to be.
+    ahead = [PodChange(item.at_s, item.wall_s - 60, item.type, item.pod) for item in CHANGES]
+    assert clock_conflicts(ahead, (59.5, 60.5)) == ""
+    assert "Kubernetes says" in clock_conflicts(ahead, (-0.5, 0.5))
+
+
+def test_flapping_is_counted_and_leaving_is_not() -> None:
+    up, down = pod(Ready=1), pod()
+    changes = [change(0, up, "ADDED"), change(1, down), change(2, up), change(3, pod(deleted=True))]
+    assert readiness_changes(changes, since_s=100) == ["m-1"]
+    assert readiness_changes(changes, since_s=102) == []
+
+
+async def test_a_step_that_needs_a_cluster_says_so_without_one() -> None:
+    step = ColdStartStep.model_validate({"suite": "cold-start", "service": "m"})
+    target = Target(Endpoint(service="m", runtime="custom", url="http://127.0.0.1:1", model="m"))
+    with pytest.raises(UsageError, match="run it as a step of a scenario"):
+        records_of(step, "cold", target, 1, str, lambda name, text: name, Silent())
