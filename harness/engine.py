@@ -173,6 +173,7 @@ class Engine:
     async def _on_cluster(self, cluster: Cluster) -> None:
         kserve = KServe(cluster.kubeconfig, self.scenario.namespace)
         await kserve.ensure_namespace()
+        self.store.info["kubernetes"] = await kserve.version()
         self.observer.phase("preparing runtimes and models")
         prepared = await self._prepare()
         try:

@@ -142,6 +142,10 @@ class KServe:
         """Raises LookupError when it is gone already."""
         await self._call(f"pod {name}", self._core.delete_namespaced_pod, name, self.namespace)
 
+    async def version(self) -> str:
+        """What the API server says that it is."""
+        return str((await self._call("version", self._client.VersionApi(self._core.api_client).get_code)).git_version)
+
     async def clock_offset_s(self) -> tuple[float, float]:
         """Between which bounds the cluster's clock is ahead of this machine's: from the Date header of an answer, which
         is cut to a second, and the time that the answer took."""

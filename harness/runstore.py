@@ -50,6 +50,8 @@ _LINES: dict[type, str] = {
     ParityResult: "parity.jsonl",
     Series: "series.jsonl",
 }
+RECORDS = tuple(_LINES.values())
+"""The files that hold what was learnt, samples apart."""
 _COLUMNS = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns", "status", "bytes", "error")
 
 

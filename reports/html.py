@@ -15,6 +15,7 @@ from harness.runstore import Run
 from harness.units import format_duration
 from harness.verdict import Verdict, describe, tally
 from reports import tables
+from reports.signoff import sign_off
 from reports.terminal import streaming_lines
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -121,6 +122,7 @@ def html(run: Run, verdict: Verdict) -> str:
         ],
         "curves": curves,
         "timelines": over_time,
+        "signed": sign_off(run),
         "evidence": _evidence(run.checks),
     }
     return _environment().get_template("report.html.j2").render(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from harness.runstore import Run
 from harness.verdict import Verdict, describe
+from reports.signoff import sign_off
 from reports.tables import (
     COLUMN_TITLES,
     COLUMNS,
@@ -137,4 +138,11 @@ def markdown(run: Run, verdict: Verdict) -> str:
             lines += [f"- {_cell(describe(check))[:400]}"]
             lines += [f"  - `{exchange.request[:300]}`" for exchange in check.evidence[-1:]]
         lines.append("")
+    signed = sign_off(run)
+    lines += ["## Sign-off", ""]
+    if signed.steps:
+        rows = [[item.name, item.suite, item.service, item.state, item.result, item.seconds] for item in signed.steps]
+        lines += _table(["step", "suite", "service", "state", "result", "time"], rows)
+    lines += [f"- {name}: {_cell(text)}" for name, text in signed.facts]
+    lines.append("")
     return "\n".join(lines)

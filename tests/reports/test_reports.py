@@ -121,3 +121,54 @@ def test_fuzz_stands_beside_the_checks(tmp_path: Path) -> None:
     assert (row.conformance.passed, row.conformance.failed) == (2, 1)
     (card,) = scorecard(run)
     assert set(card.scores) == {"rest"}, "fuzz is no profile"
+
+
+def cluster_run(directory: Path) -> Path:
+    """A run of the suites that watch a cluster: one check each, with what there is to plot."""
+    store = RunStore(directory, "cluster", seed=1)
+    suites = ("cold-start", "autoscaling", "canary-rollback")
+    store.info["steps"] = [
+        {"name": suite, "suite": suite, "service": "svc", "state": "done", "seconds": 1.5} for suite in suites
+    ]
+    for suite in suites:
+        store.add(check(f"{suite}.one", suite=suite, step=suite, observed="as it should be"))
+        store.add(Measurement(f"{suite}.lag", 1.25, "s", 1, "svc", suite))
+    seconds = [float(second) for second in range(20)]
+    pods = {name: [1.0] * 10 + [3.0] * 10 for name in ("desired", "ready", "ideal", "low", "high", "concurrency")}
+    store.add(Series("replicas", "svc", "autoscaling", {"t_s": seconds, "offered_per_s": [5.0] * 20, **pods}))
+    phases = ("created", "scheduled", "storage", "image", "started", "ready", "first_byte")
+    store.add(Series("cold-start", "svc", "cold-start", {name: [0.1, 0.2] for name in phases}))
+    counts = {"percent": [20.0] * 20, "requests": [100.0] * 20, "candidate": [21.0] * 20, "errors": [0.0] * 20}
+    store.add(Series("split", "svc", "canary-rollback", {"t_s": seconds, **counts}))
+    store.finish(0)
+    store.close()
+    return directory
+
+
+def test_suites_on_a_cluster_have_their_part_with_a_plot(tmp_path: Path) -> None:
+    assert write_reports(cluster_run(tmp_path / "run")).passed
+    page = (tmp_path / "run" / "report.html").read_text()
+    for title, label in (
+        ("Cold start of svc", "Cold starts by phase"),
+        ("Autoscaling of svc", "Pods, offered load and latency over time"),
+        ("Canary and rollback of svc", "The candidate&#39;s share"),
+    ):
+        assert title in page
+        assert label in page or label.replace("&#39;", "'") in page
+    assert "as it should be" in page
+    summary = (tmp_path / "run" / "summary.md").read_text()
+    assert "## Autoscaling of svc" in summary
+    assert "lag 1.25 s" in summary
+
+
+def test_sign_off_names_what_was_run_and_ties_the_summary_to_its_records(tmp_path: Path) -> None:
+    directory = cluster_run(tmp_path / "run")
+    before = sign_off(read_run(directory))
+    assert [step.name for step in before.steps] == ["cold-start", "autoscaling", "canary-rollback"]
+    assert before.steps[0].result == "1 passed"
+    facts = dict(before.facts)
+    assert len(facts["records, SHA-256"]) == 64
+    assert "processors" in facts["machine"]
+    with (directory / "checks.jsonl").open("a") as file:
+        file.write("\n")
+    assert dict(sign_off(read_run(directory)).facts)["records, SHA-256"] != facts["records, SHA-256"]

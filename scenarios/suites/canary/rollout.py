@@ -36,6 +36,12 @@ LONGEST_S = 3600.0
 STATUS_S = 30.0
 """How long the status may take to follow the specification."""
 CLEAR = "canaryTrafficPercent"
+_MOVES = {
+    "promotion": "the promotion",
+    "rollback": "the rollback",
+    "again": "the second promotion",
+    "candidate": "the roll-out of a version that cannot load",
+}
 Object = dict[str, Any]
 
 
@@ -433,7 +439,7 @@ class _Suite:
         failed = int(phase.traffic.failed.sum())
         return self.judge.check(
             f"{name}.{what}.lossless",
-            "No request fails while the traffic moves.",
+            f"No request fails during {_MOVES[what]}.",
             not failed,
             expected=f"0 of {len(phase.traffic)} failed",
             observed=f"{failed} failed: {self._errors(phase)}" if failed else f"0 of {len(phase.traffic)} failed",
@@ -448,7 +454,8 @@ class _Suite:
         last_s = float((traffic.done_s[answers] - phase.changed_s).max()) if answers.any() else 0.0
         late = int((answers & phase.counted).sum())
         seen = f"{int(answers.sum())} answers after it was asked for, the last after {format_duration(last_s)}"
-        yield self.judge.measurement(f"{name}.{what}.last_answer", last_s, "s", int(answers.sum()))
+        if answers.any():
+            yield self.judge.measurement(f"{name}.{what}.last_answer", last_s, "s", int(answers.sum()))
         within_s = self.rollout.rollback_within_s
         yield self.judge.check(
             f"{name}.{what}.last_answer",
