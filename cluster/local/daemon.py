@@ -143,7 +143,8 @@ async def serve(arguments: argparse.Namespace) -> int:
     kubelet.start()
     controller.start()
     reconciling = asyncio.create_task(controller.run())
-    scaling = asyncio.create_task(controller.autoscaling.run())
+    hpa = asyncio.create_task(controller.standard.autoscale())
+    scaling = asyncio.create_task(controller.knative.autoscaling.run())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.002)
@@ -164,10 +165,11 @@ async def serve(arguments: argparse.Namespace) -> int:
     controller.stop()
     reconciling.cancel()
     scaling.cancel()
+    hpa.cancel()
     await kubelet.stop()
     await gateway.stop()
     server.should_exit = True
-    await asyncio.gather(serving, reconciling, scaling, return_exceptions=True)
+    await asyncio.gather(serving, reconciling, scaling, hpa, return_exceptions=True)
     (directory / "cluster.json").unlink(missing_ok=True)
     (directory / "kubeconfig").unlink(missing_ok=True)
     if arguments.ephemeral:

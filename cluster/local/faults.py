@@ -113,3 +113,30 @@ def faults_of(*items: dict[str, Any] | None) -> Faults:
             except ValueError:
                 continue
     return found
+
+
+def revived(revisions: list[str], routed: set[str], created: str, faults: Faults) -> str:
+    """The fault of an old revision that starts pods during a canary: which one; empty where there is none."""
+    old = [name for name in revisions if name not in {*routed, created}]
+    return old[-1] if old and len(routed) > 1 and "old-revision-revived" in faults else ""
+
+
+def broken_split(shares: dict[str, float], revisions: list[str], faults: Faults) -> dict[str, float]:
+    """What faults make of a canary's percentages; ``revisions`` are all that there are, oldest first."""
+    split = [name for name in revisions if shares.get(name)]
+    if len(split) < 2:
+        return shares
+    newest = split[-1]
+    if "split-ignored" in faults:
+        return dict.fromkeys(split, 100.0 / len(split))
+    if "split-wrong" in faults:
+        more = min(faults.value("split-wrong") * 100, 100 - shares[newest])
+        rest = {
+            name: percent * (100 - shares[newest] - more) / (100 - shares[newest]) for name, percent in shares.items()
+        }
+        return {**rest, newest: shares[newest] + more}
+    older = [name for name in revisions[: revisions.index(split[0])] if name not in shares]
+    if "split-leak" in faults and older:
+        leak = faults.value("split-leak")
+        return {**{name: percent * (1 - leak) for name, percent in shares.items()}, older[-1]: leak * 100}
+    return shares

@@ -26,7 +26,16 @@ _SCALARS: dict[str, Object] = {
 }
 _QUANTITY: Object = {"x-kubernetes-int-or-string": True}
 _PREFIX = "io.k8s.api."
-_CORE_KINDS = ("Namespace", "Pod", "Service", "Secret", "ConfigMap", "ServiceAccount")
+_CORE_KINDS = (
+    "V1Namespace",
+    "V1Pod",
+    "V1Service",
+    "V1Secret",
+    "V1ConfigMap",
+    "V1ServiceAccount",
+    "V1Deployment",
+    "V2HorizontalPodAutoscaler",
+)
 _FREE: Object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 FRAMEWORKS = (
     "sklearn",
@@ -70,7 +79,7 @@ def definitions() -> dict[str, Object]:
         }
 
     for kind in _CORE_KINDS:
-        add(f"V1{kind}")
+        add(kind)
     add("CoreV1Event")
     # Quantities and ports are numbers or strings; the client's models call them plain objects or strings.
     for name, key in (("V1ResourceRequirements", "limits"), ("V1ResourceRequirements", "requests")):
@@ -124,7 +133,7 @@ def _kserve(schemas: dict[str, Object]) -> dict[str, Object]:
     }
     predictor: Object = {
         "type": "object",
-        "properties": {**pod, **extension, "model": model, **dict.fromkeys(FRAMEWORKS, framework)},
+        "properties": {**pod, **extension, "name": string, "model": model, **dict.fromkeys(FRAMEWORKS, framework)},
     }
     component = {"type": "object", "properties": {**pod, **extension, "art": _FREE}}
     runtime_spec: Object = {
@@ -164,7 +173,7 @@ def _kserve(schemas: dict[str, Object]) -> dict[str, Object]:
             "type": "object",
             "properties": {
                 "trafficPercent": integer,
-                "predictor": {"type": "object", "properties": {**predictor["properties"], "name": string}},
+                "predictor": {"type": "object", "properties": predictor["properties"]},
             },
         },
     }
@@ -195,7 +204,7 @@ def definition_name(resource: ResourceType) -> str:
         return f"io.kserve.serving.{resource.version}.{resource.kind}"
     if resource.group == "serving.knative.dev":
         return f"dev.knative.serving.v1.{resource.kind}"
-    return _PREFIX + ("CoreV1Event" if resource.kind == "Event" else f"V1{resource.kind}")
+    return _PREFIX + ("CoreV1Event" if resource.kind == "Event" else f"{resource.version.upper()}{resource.kind}")
 
 
 def unknown_fields(resource: ResourceType, item: Object) -> list[str]:

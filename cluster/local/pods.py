@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from cluster.local.faults import NONE, Faults, faults_of
 from cluster.local.probes import ProbeSpec, probe
 from cluster.local.resources import BY_KIND, Object, condition, path
@@ -136,6 +138,20 @@ class Kubelet:
         for worker in self._workers.values():
             if worker.name == name and worker.container:
                 worker.container.kill()
+
+    def processor_s(self, name: str) -> float | None:
+        """Processor time that a pod's processes have used so far; None where none runs."""
+        worker = next((item for item in self._workers.values() if item.name == name), None)
+        if worker is None or worker.container is None:
+            return None
+        total = 0.0
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(worker.container.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    total += times.user + times.system
+            return total
+        return None
 
     def _faults(self, pod: Object) -> Faults:
         name = (pod["metadata"].get("labels") or {}).get(MODEL_LABEL, "")

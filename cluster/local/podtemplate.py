@@ -21,6 +21,8 @@ from harness.kpa_settings import settings_of
 
 CONTAINER = "kserve-container"
 MODEL_DIR = "/mnt/models"
+MODE = "serving.kserve.io/deploymentMode"
+STANDARD = ("Standard", "RawDeployment")
 INITIALIZER_IMAGE = "kserve/storage-initializer:v0.20.0"
 _EXTENSION_FIELDS = {
     "minReplicas",
@@ -38,6 +40,7 @@ _EXTENSION_FIELDS = {
     "annotations",
     "deploymentStrategy",
     "workerSpec",
+    "name",
     "model",
     *FRAMEWORKS,
 }
@@ -49,6 +52,11 @@ class InvalidSpec(Exception):
     def __init__(self, reason: str, message: str) -> None:
         self.reason = reason
         super().__init__(message)
+
+
+def is_standard(isvc: Object) -> bool:
+    """Its deployment mode; without the annotation it is Knative's."""
+    return (isvc["metadata"].get("annotations") or {}).get(MODE) in STANDARD
 
 
 def model_of(predictor: Object) -> Object | None:
@@ -218,7 +226,8 @@ def _of_the_object(annotation: str) -> bool:
 def _check(annotations: Object, isvc: Object, concurrency: int) -> None:
     """Raises InvalidSpec for annotations that nobody could follow."""
     try:
-        settings_of(annotations, {}, concurrency)
+        if not is_standard(isvc):
+            settings_of(annotations, {}, concurrency)
         for item in (annotations, isvc["metadata"].get("annotations") or {}):
             faults.parse(item.get(faults.ANNOTATION, ""))
     except ValueError as error:

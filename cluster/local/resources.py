@@ -134,6 +134,17 @@ def _formats(runtime: Object) -> str:
     return str(path(runtime, "spec", "supportedModelFormats", default=[{}])[0].get("name", ""))
 
 
+def _deployed(item: Object) -> str:
+    return f"{path(item, 'status', 'readyReplicas', default=0)}/{item['spec'].get('replicas', 1)}"
+
+
+def _targets(item: Object) -> str:
+    target = path(item["spec"]["metrics"][0], "resource", "target", "averageUtilization", default="?")
+    current = path(item, "status", "currentMetrics", default=[])
+    seen = path(current[0], "resource", "current", "averageUtilization") if current else "<unknown>"
+    return f"cpu: {seen}%/{target}%" if current else f"cpu: {seen}/{target}%"
+
+
 _SERVING = "serving.kserve.io"
 _RUNTIME_COLUMNS = (
     _NAME,
@@ -250,6 +261,44 @@ RESOURCES: tuple[ResourceType, ...] = (
         "serviceaccount",
         ("sa",),
         columns=(_NAME, Column("Secrets", "integer", lambda item: len(item.get("secrets") or [])), _AGE),
+    ),
+    ResourceType(
+        "apps",
+        "v1",
+        "deployments",
+        "Deployment",
+        True,
+        "deployment",
+        ("deploy",),
+        ("all",),
+        status=True,
+        columns=(
+            _NAME,
+            Column("Ready", "string", _deployed),
+            Column("Up-to-date", "integer", lambda item: path(item, "status", "updatedReplicas", default=0)),
+            Column("Available", "integer", lambda item: path(item, "status", "availableReplicas", default=0)),
+            _AGE,
+        ),
+    ),
+    ResourceType(
+        "autoscaling",
+        "v2",
+        "horizontalpodautoscalers",
+        "HorizontalPodAutoscaler",
+        True,
+        "horizontalpodautoscaler",
+        ("hpa",),
+        ("all",),
+        status=True,
+        columns=(
+            _NAME,
+            Column("Reference", "string", lambda item: f"Deployment/{item['spec']['scaleTargetRef']['name']}"),
+            Column("Targets", "string", _targets),
+            Column("MinPods", "integer", lambda item: item["spec"].get("minReplicas", 1)),
+            Column("MaxPods", "integer", lambda item: item["spec"]["maxReplicas"]),
+            Column("Replicas", "integer", lambda item: path(item, "status", "currentReplicas", default=0)),
+            _AGE,
+        ),
     ),
     ResourceType(
         _SERVING,

@@ -118,6 +118,8 @@ class RevisionRoute:
         self.limit = 0
         self.timeout_s = 300.0
         self.activator = True
+        self.holds = True
+        """Whether requests wait while there is no pod; else they are refused."""
         self.faults: Faults = NONE
         self.backends: list[Backend] = []
         self.meter = Meter()
@@ -150,7 +152,7 @@ class RevisionRoute:
         return ticket
 
     def _wait_for_pods(self, ticket: Ticket) -> None:
-        if "cold-503" in self.faults:
+        if not self.holds or "cold-503" in self.faults:
             self._refuse(ticket, 503, f"{self.name}: no pod is ready")
             return
         self._queue(ticket)
