@@ -20,18 +20,10 @@ from harness.observer import Observer
 from harness.records import Deviation
 from harness.runstore import RunStore, read_run
 from harness.runtimes import read_baseline
-from harness.scenario import (
-    CapacityStep,
-    ConformanceStep,
-    LoadStep,
-    ParityStep,
-    Scenario,
-    find_scenario,
-    json_schema,
-    load_scenario,
-)
+from harness.scenario import find_scenario, json_schema, load_scenario
+from harness.scenario_model import CapacityStep, ConformanceStep, LoadStep, ParityStep, Scenario
 from harness.session import Output, emit_json, execute
-from harness.steps import AnyStep, Target, run_step
+from harness.steps import Step, Target, run_step
 from harness.verdict import judge
 from harness.version import __version__
 from reports.terminal import print_verdict
@@ -148,7 +140,7 @@ def _endpoint(
     )
 
 
-def _run_step(step: AnyStep, endpoint: Endpoint, seed: int, output: Output) -> NoReturn:
+def _run_step(step: Step, endpoint: Endpoint, seed: int, output: Output) -> NoReturn:
     name = f"{step.suite}"
 
     async def work(store: RunStore, observer: Observer) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from harness.endpoint import Endpoint
 from harness.errors import ClusterError, DeployError, MeasurementError
 from harness.kserve import KServe, hopeless, is_pod_ready, traffic_of
-from harness.scenario import Variant
+from harness.scenario_model import Variant
 
 Object = dict[str, Any]
 POLL_S = 0.1

@@ -25,7 +25,8 @@ from harness.observer import Observer
 from harness.records import Deviation, Measurement, TimelineEvent
 from harness.runstore import RunStore
 from harness.runtimes import BuiltModel, Runtime, build_model, find_runtime
-from harness.scenario import Scenario, Service, Variant, resolved
+from harness.scenario import resolved
+from harness.scenario_model import Scenario, Service, Variant
 from harness.steps import Target, run_step
 
 

@@ -11,9 +11,9 @@ from harness.endpoint import Endpoint
 from harness.errors import UsageError
 from harness.load.runner import Progress
 from harness.observer import Observer
-from harness.records import Record
+from harness.records import Measurement, Record, TimelineEvent
 from harness.runstore import RunStore
-from harness.scenario import (
+from harness.scenario_model import (
     AutoscalingStep,
     CanaryStep,
     CapacityStep,
@@ -21,6 +21,7 @@ from harness.scenario import (
     ConformanceStep,
     LoadStep,
     ProbesStep,
+    Published,
     Step,
 )
 from scenarios.suites.autoscaling import Course, autoscaling
@@ -31,8 +32,6 @@ from scenarios.suites.conformance import conformance
 from scenarios.suites.load import Plan, load
 from scenarios.suites.parity import parity
 from scenarios.suites.probes import Probes, probes
-
-AnyStep = Step
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def _warm_up_s(step: LoadStep | CapacityStep) -> float | None:
 
 
 def records_of(
-    step: AnyStep,
+    step: Step,
     name: str,
     target: Target,
     seed: int,
@@ -114,10 +113,26 @@ def records_of(
     if isinstance(step, AutoscalingStep):
         course = Course(plan, step.scale_out_within, step.back_within, step.zero_within, step.overshoot)
         return autoscaling(target.on_cluster(step.suite), course, samples_name(name), show)
+    if step.suite == "load" and step.published is not None:
+        stage = load(endpoint, plan, samples_name(name), show, observer.note)
+        return _beside(step.published, name, endpoint, stage)
     if step.suite == "load":
         return load(endpoint, plan, samples_name(name), show, observer.note)
     search = Search(plan, step.start, step.most, step.tolerance, step.repeats)
     return capacity(endpoint, search, samples_name, show, observer.note)
+
+
+async def _beside(
+    published: Published, name: str, endpoint: Endpoint, stage: AsyncIterator[Record]
+) -> AsyncIterator[Record]:
+    """The stage's records, and what was published for one like it."""
+    async for record in stage:
+        yield record
+    for figure, value in published.latencies_s().items():
+        yield Measurement(f"published.{figure}", value, "s", 1, endpoint.service, name)
+    if published.success is not None:
+        yield Measurement("published.success", published.success, "share", 1, endpoint.service, name)
+    yield TimelineEvent("servecert", name, "published figures", published.source)
 
 
 def _on_cluster(
@@ -167,7 +182,7 @@ async def _conformance(
             yield found
 
 
-async def run_step(step: AnyStep, name: str, target: Target, seed: int, store: RunStore, observer: Observer) -> int:
+async def run_step(step: Step, name: str, target: Target, seed: int, store: RunStore, observer: Observer) -> int:
     """How many records it gave. Whatever the suite raises goes through; what came before is written down."""
     started = time.monotonic()
     count = 0

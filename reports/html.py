@@ -120,6 +120,7 @@ def html(run: Run, verdict: Verdict) -> str:
             (row, Markup(_plots().capacity_curve(row.trials, row.knee)))  # noqa: S704
             for row in tables.capacity_rows(run)
         ],
+        "beside": tables.beside_rows(run),
         "curves": curves,
         "timelines": over_time,
         "signed": sign_off(run),

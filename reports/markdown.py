@@ -10,6 +10,7 @@ from reports.tables import (
     COLUMNS,
     LEVELS,
     STATES,
+    beside_rows,
     capacity_rows,
     cluster_parts,
     deviation_groups,
@@ -102,6 +103,16 @@ def markdown(run: Run, verdict: Verdict) -> str:
                 for load in stages(run)
             ],
         )
+    beside = beside_rows(run)
+    if beside:
+        lines += ["## Beside published figures", "", "Ours, and theirs in brackets.", ""]
+        names = list(dict.fromkeys(name for row in beside for name, _, _ in row.figures))
+        cells = [{name: f"{ours} ({theirs})" for name, ours, theirs in row.figures} for row in beside]
+        lines += _table(
+            ["stage", *names],
+            [[row.what, *(found.get(name, "") for name in names)] for row, found in zip(beside, cells, strict=True)],
+        )
+        lines += [f"- {source}" for source in dict.fromkeys(row.source for row in beside)] + [""]
     for part in cluster_parts(run):
         lines += [f"## {part.title} of {part.service} ({part.runtime})", ""]
         lines += _table(

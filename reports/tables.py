@@ -44,6 +44,7 @@ CLUSTER_SUITES = {
     "canary-rollback": "Canary and rollback",
 }
 """Suites that change or watch a service on its cluster, by the title of their part of the report."""
+PUBLISHED = "published figures"
 _SUITES = (("conformance", "fuzz"), ("parity",), ("load", "capacity"), tuple(CLUSTER_SUITES))
 """The columns of a service's row."""
 
@@ -346,6 +347,40 @@ def latency_cell(load: LoadResult, name: str) -> tuple[str, str]:
         low, high = load.latency_ci_s[name]
         return text, f"{format_duration(low)} … {format_duration(high)}"
     return text, "" if name == "max" else "sample too small for an interval"
+
+
+@dataclass(frozen=True)
+class BesideRow:
+    """A stage of load with what was published for one like it."""
+
+    step: str
+    what: str
+    figures: list[tuple[str, str, str]]
+    """Name, ours, theirs."""
+    source: str
+
+
+def beside_rows(run: Run) -> list[BesideRow]:
+    rows = []
+    for load in run.loads:
+        theirs = {
+            item.name.removeprefix("published."): item.value
+            for item in run.measurements
+            if item.step == load.step and item.name.startswith("published.")
+        }
+        if not theirs:
+            continue
+        figures = [
+            (name, format_duration(load.latency_s[name]), format_duration(value))
+            for name, value in theirs.items()
+            if name != "success"
+        ]
+        if "success" in theirs:
+            ours = 1 - load.errors / load.requests
+            figures.append(("success", f"{ours:.2%}", f"{theirs['success']:.2%}"))
+        sources = [event.detail for event in run.events if event.object == load.step and event.what == PUBLISHED]
+        rows.append(BesideRow(load.step, load_title(load), figures, sources[0] if sources else ""))
+    return rows
 
 
 def errors_text(load: LoadResult) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from harness.engine import Engine
 from harness.records import Record
 from harness.runstore import Run, RunStore, read_run
-from harness.scenario import Scenario
+from harness.scenario_model import Scenario
 from harness.verdict import judge
 
 WINDOW = {"autoscaling.knative.dev/window": "6s"}

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from harness.errors import ScenarioError, UsageError
-from harness.scenario import CATALOG, ConformanceStep, LoadStep, find_scenario, json_schema, load_scenario, resolved
+from harness.scenario import CATALOG, find_scenario, json_schema, load_scenario, resolved
+from harness.scenario_model import ConformanceStep, LoadStep
 
 GOOD = """\
 name: good

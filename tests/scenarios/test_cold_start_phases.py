@@ -10,7 +10,7 @@ import pytest
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError, UsageError
 from harness.podwatch import PodChange
-from harness.scenario import ColdStartStep
+from harness.scenario_model import ColdStartStep
 from harness.steps import Target, records_of
 from scenarios.suites.cold_start import PHASES, Trial, clock_conflicts, phase_ends
 from scenarios.suites.probes import readiness_changes

@@ -17,7 +17,7 @@ from harness.errors import ClusterError, MeasurementError
 from harness.kserve import hopeless
 from harness.load.job import Protocol
 from harness.records import CheckResult, Measurement, Record, Series, TimelineEvent
-from harness.scenario import Variant
+from harness.scenario_model import Variant
 from harness.stats import accepted_counts, draws_needed
 from harness.units import format_duration
 from scenarios.suites.canary.comparison import candidate_errors, compare_latency, split_p_value, surely_slower
