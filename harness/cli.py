@@ -21,9 +21,9 @@ from harness.records import Deviation
 from harness.runstore import RunStore, read_run
 from harness.runtimes import read_baseline
 from harness.scenario import find_scenario, json_schema, load_scenario
-from harness.scenario_model import CapacityStep, ConformanceStep, LoadStep, ParityStep, Scenario
+from harness.scenario_model import CapacityStep, ConformanceStep, LoadStep, ParityStep, Scenario, Step
 from harness.session import Output, emit_json, execute
-from harness.steps import Step, Target, run_step
+from harness.steps import Target, run_step
 from harness.verdict import judge
 from harness.version import __version__
 from reports.terminal import print_verdict
