@@ -23,6 +23,8 @@ class ClusterSpec:
     mirrors: dict[str, str] = field(default_factory=dict)
     bookmark_s: float = 10.0
     """How often a quiet watch of the embedded API says where it stands."""
+    hpa_period_s: float = 15.0
+    """How often the embedded cluster's horizontal pod autoscaler decides."""
 
 
 class Cluster(Protocol):

@@ -138,6 +138,15 @@ class KServe:
         found = await self._call(what, self._core.read_namespaced_config_map, name, namespace)
         return dict(found.data or {})
 
+    async def pod_get(self, name: str, port: int, path: str) -> str:
+        """The text of an answer of a pod, through the API server's proxy. Raises LookupError, ClusterError."""
+        what = f"{path} of pod {name}, port {port}"
+        arguments = (f"{name}:{port}", self.namespace, path.lstrip("/"))
+        answer = await self._call(
+            what, self._core.connect_get_namespaced_pod_proxy_with_path, *arguments, _preload_content=False
+        )
+        return str(answer.data.decode(errors="replace"))
+
     async def delete_pod(self, name: str) -> None:
         """Raises LookupError when it is gone already."""
         await self._call(f"pod {name}", self._core.delete_namespaced_pod, name, self.namespace)

@@ -353,14 +353,33 @@ class Guards(_Strict):
     parity: bool = Field(True, description="whether its answers must be the same, within tolerance")
 
 
+class Counter(_Strict):
+    """A counter of inference requests that each pod keeps, read through the API server."""
+
+    metric: str = Field(description="a Prometheus counter; its samples of all labels are added up")
+    port: int = Field(8080, ge=1, le=65535, description="of the container")
+    path: str = "/metrics"
+
+
+class ByHeader(_Strict):
+    header: str = Field(description="a response header that says which version answered")
+
+
+class ByCounter(_Strict):
+    counter: Counter
+
+
 class CanaryStep(_Step):
     """Whether a new version can be rolled out by parts, and taken back, without a request being lost."""
 
     suite: Literal["canary-rollback"]
     candidates: list[Variant] = Field(
-        min_length=1,
-        max_length=5,
-        description="new versions, rolled out one after the other; their answers must say another model version",
+        min_length=1, max_length=5, description="new versions, rolled out one after the other"
+    )
+    told_apart: Literal["model_version"] | ByHeader | ByCounter = Field(
+        "model_version",
+        description="how answers of versions are told apart: by the model_version that they name, by a response header,"
+        " or by counters that the pods keep",
     )
     percents: list[Percent] = Field(default=[10, 50], min_length=1, description="of the traffic, one after the other")
     rate: Rate = Field(50.0, validate_default=False, description="of the load that runs all the time")

@@ -15,6 +15,8 @@ from harness.records import Measurement, Record, TimelineEvent
 from harness.runstore import RunStore
 from harness.scenario_model import (
     AutoscalingStep,
+    ByCounter,
+    ByHeader,
     CanaryStep,
     CapacityStep,
     ColdStartStep,
@@ -153,6 +155,8 @@ def _on_cluster(
             latency_ratio=step.guards.latency_ratio,
             parity=step.guards.parity,
             broken=step.broken,
+            header=step.told_apart.header if isinstance(step.told_apart, ByHeader) else "",
+            counter=step.told_apart.counter if isinstance(step.told_apart, ByCounter) else None,
             seed=seed,
         )
         return canary(deployed, rollout, name, observer.note)

@@ -34,5 +34,5 @@ def reference(identity: BuiltModel) -> Iterator[Reference]:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     directory = tmp_path_factory.mktemp("cluster") / "local"
-    with LocalCluster.start(ClusterSpec("local", directory, bookmark_s=1.0)) as running:
+    with LocalCluster.start(ClusterSpec("local", directory, bookmark_s=1.0, hpa_period_s=2.0)) as running:
         yield running

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
+import httpx
 import yaml
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from cluster.local import openapi, openapi_protobuf, patches, protobuf_bodies
-from cluster.local.resources import BY_KEY, RESOURCES, Object, ResourceType, table
+from cluster.local.pods import PORTS_ANNOTATION, local_port
+from cluster.local.resources import BY_KEY, BY_KIND, RESOURCES, Object, ResourceType, table
 from cluster.local.selectors import field_selector, label_selector
 from cluster.local.store import ApiError, Change, Store, Watch, conflict
 
@@ -40,6 +42,7 @@ VERSION = {
 }
 MAX_BODY_BYTES = 3 << 20
 BOOKMARK_S = 10.0
+PROXY_S = 10.0
 VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 
 
@@ -95,6 +98,8 @@ def _resource_list(group_version: str, resources: list[ResourceType]) -> Object:
             )
         if resource.kind == "Pod":
             listed.append({"name": "pods/log", "singularName": "", "verbs": ["get"], **common})
+            proxied = {**common, "kind": "PodProxyOptions"}
+            listed.append({"name": "pods/proxy", "singularName": "", "verbs": ["get"], **proxied})
     return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": listed}
 
 
@@ -128,6 +133,9 @@ class ApiServer:
         parts = [part for part in request.url.path.split("/") if part]
         if answer := self._discovery(request, parts):
             return answer
+        match parts:
+            case ["api", "v1", "namespaces", namespace, "pods", pod, "proxy", *rest]:
+                return await self._proxy(request, namespace, pod, "/" + "/".join(rest))
         target = self._target(parts)
         query = dict(parse_qsl(request.url.query, keep_blank_values=True))
         if target.subresource == "log":
@@ -367,6 +375,25 @@ class ApiServer:
                 watch.close()
 
         return StreamingResponse(stream(), media_type="application/json")
+
+    async def _proxy(self, request: Request, namespace: str, pod: str, path: str) -> Response:
+        """A GET on a pod's port, ``NAME[:PORT]``, as ``pods/proxy`` passes it on."""
+        if request.method != "GET":
+            raise ApiError(405, "MethodNotAllowed", f"{request.method} is not passed on to pods here; GET is")
+        name, _, wanted = pod.partition(":")
+        found = self.store.get(BY_KIND["Pod"], namespace, name)
+        ports = json.loads((found["metadata"].get("annotations") or {}).get(PORTS_ANNOTATION, "{}"))
+        if not ports:
+            raise ApiError(503, "ServiceUnavailable", f"pod {name} does not run")
+        port = local_port(found["spec"]["containers"][0], ports, int(wanted) if wanted.isdigit() else wanted or "http")
+        url = f"http://{found['status']['podIP']}:{port}{path}"
+        try:
+            async with httpx.AsyncClient(timeout=PROXY_S, trust_env=False) as http:
+                answer = await http.get(url, params=dict(request.query_params))
+        except httpx.HTTPError as error:
+            raise ApiError(503, "ServiceUnavailable", f"error trying to reach pod {name}: {error}") from error
+        kind = answer.headers.get("content-type", "text/plain")
+        return Response(answer.content, answer.status_code, {"content-type": kind})
 
     def _log(self, target: Target, query: dict[str, str]) -> Response:
         pod = self.store.get(target.resource, target.namespace, target.name)

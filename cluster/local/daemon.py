@@ -143,7 +143,7 @@ async def serve(arguments: argparse.Namespace) -> int:
     kubelet.start()
     controller.start()
     reconciling = asyncio.create_task(controller.run())
-    hpa = asyncio.create_task(controller.standard.autoscale())
+    hpa = asyncio.create_task(controller.standard.autoscale(arguments.hpa_period))
     scaling = asyncio.create_task(controller.knative.autoscaling.run())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
@@ -186,6 +186,7 @@ def main() -> int:
     parser.add_argument("--parent-fd", type=int, default=-1)
     parser.add_argument("--ephemeral", action="store_true", help="remove the directory at the end")
     parser.add_argument("--bookmark-seconds", type=float, default=10.0)
+    parser.add_argument("--hpa-period", type=float, default=15.0, help="seconds between two of its decisions")
     parser.add_argument("--mirrors", default="{}", help="JSON object of URI prefixes to local directories")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

@@ -10,7 +10,6 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-PERIOD_S = 15.0
 TOLERANCE = 0.1
 UP_FACTOR, UP_PODS = 2, 4
 """At most so many times the pods, or so many pods more, within a period: whichever is more."""

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -492,20 +493,7 @@ class Kubelet:
         return Container(process, write_end, time.monotonic(), ports)
 
     async def _probe(self, worker: Worker, container: Object, running: Container) -> None:
-        numbers = {item.get("name", ""): item["containerPort"] for item in container.get("ports", [])}
-        runtime = runtime_of_image(container.get("image", ""))
-        by_number = {number: running.ports[name] for name, number in (runtime.spec.ports if runtime else {}).items()}
-        by_number |= {
-            number: running.ports["grpc"]
-            for name, number in numbers.items()
-            if name == "h2c" and "grpc" in running.ports
-        }
-
-        def local(port: object) -> int:
-            number = numbers.get(port, port) if isinstance(port, str) else port
-            found = by_number.get(number)  # type: ignore[arg-type]
-            return found if found is not None else running.ports["http"]
-
+        local = partial(local_port, container, running.ports)
         pod = self._pod(worker)
         faults = self._faults(pod) if pod else NONE
         if "ready-before-load" in faults:
@@ -672,6 +660,17 @@ class Kubelet:
                 if status["name"] == container:
                     return "running" not in status["state"]
         return True
+
+
+def local_port(container: Object, ports: dict[str, int], port: object) -> int:
+    """Where a port of the container, by its number or name, is on this machine; what nobody knows is the HTTP port."""
+    numbers = {item.get("name", ""): item["containerPort"] for item in container.get("ports", [])}
+    runtime = runtime_of_image(container.get("image", ""))
+    by_number = {number: ports[name] for name, number in (runtime.spec.ports if runtime else {}).items()}
+    by_number |= {number: ports["grpc"] for name, number in numbers.items() if name == "h2c" and "grpc" in ports}
+    number = numbers.get(port, port) if isinstance(port, str) else port
+    found = by_number.get(number)  # type: ignore[arg-type]
+    return found if found is not None else ports["http"]
 
 
 def _added_arguments(runtime: Runtime, container: Object) -> list[str]:

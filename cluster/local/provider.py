@@ -85,6 +85,7 @@ class LocalCluster:
         command = [sys.executable, "-m", "cluster.local.daemon", "--directory", str(directory)]
         command += ["--api-port", str(spec.api_port), "--ingress-port", str(spec.ingress_port)]
         command += ["--mirrors", json.dumps(spec.mirrors), "--bookmark-seconds", str(spec.bookmark_s)]
+        command += ["--hpa-period", str(spec.hpa_period_s)]
         lifeline = -1
         with log:
             if detached:

@@ -20,7 +20,7 @@ from typing import Any
 
 from cluster.local import workload
 from cluster.local.faults import broken_split, faults_of
-from cluster.local.hpa import PERIOD_S, STABILIZATION_S, Hpa, wish
+from cluster.local.hpa import STABILIZATION_S, Hpa, wish
 from cluster.local.patches import strategic_merge
 from cluster.local.pods import MODEL_LABEL, PODS, Kubelet
 from cluster.local.podtemplate import InvalidSpec, template_hash
@@ -426,9 +426,9 @@ class Standard:
         found["spec"] = {**found["spec"], **spec}  # what people add, such as a behavior, stays
         self.store.update(HPA, found)
 
-    async def autoscale(self) -> None:
+    async def autoscale(self, period_s: float) -> None:
         while True:
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(period_s)
             for item in self.store.list(HPA):
                 try:
                     self._autoscale(item)

@@ -41,6 +41,7 @@ class Connection(asyncio.Protocol):
         self.idle_since_ns = 0
         self.closed = False
         self._parser: Any = None
+        self._mark = pool.recorder.job.mark.lower().encode()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -77,8 +78,12 @@ class Connection(asyncio.Protocol):
             self._end(PROTOCOL, reusable=False)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() in (b"content-length", b"transfer-encoding"):
+        lowered = name.lower()
+        if lowered in (b"content-length", b"transfer-encoding"):
             self._framed = True
+        elif self._mark and lowered == self._mark and self.row >= 0:
+            recorder = self.pool.recorder
+            recorder.marks[recorder.number(self.row)] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self._answered = self._parser.get_status_code() >= 200

@@ -50,6 +50,8 @@ class Job:
     connections: int = 256
     tls: bool = False
     check_every: int = 100
+    mark: str = ""
+    """A response header whose value is kept of every answer (HTTP only); empty for none."""
     first_row: int = 0
     stride: int = 1
 

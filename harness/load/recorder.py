@@ -22,6 +22,8 @@ class Recorder:
         self.columns = columns
         self.job = job
         self.answers: dict[int, bytes] = {}
+        self.marks: dict[int, str] = {}
+        """The value of the job's header, by the row's number."""
         self.stream = StreamColumns(columns.due_ns.size) if job.protocol in STREAMED else None
         self.done = 0
         self.errors = 0

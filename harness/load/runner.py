@@ -54,6 +54,8 @@ class StageResult:
     """Of streamed answers: ``row`` and ``gap_ns`` of each pause between two events of one answer."""
     start_ns: int = 0
     """The stage's start on this machine's ``time.monotonic_ns``."""
+    marks: dict[int, str] = field(default_factory=dict)
+    """The value of the job's ``mark`` header, by the row's number, where an answer had one."""
 
 
 class Control:
@@ -192,6 +194,7 @@ def merge(results: Sequence[StageResult]) -> StageResult:
         any(result.stopped for result in results),
         max(result.stall_s for result in results),
         {name: np.concatenate([result.gaps[name] for result in results]) for name in results[0].gaps},
+        marks={row: mark for result in results for row, mark in result.marks.items()},
     )
 
 
@@ -205,7 +208,10 @@ def read_result(directory: Path) -> StageResult:
     if (directory / "gaps.npz").exists():
         with np.load(directory / "gaps.npz") as file:
             gaps = {name: file[name] for name in file.files}
-    return StageResult(columns, answers, summary["cpu"], summary["stopped"], summary["stall_s"], gaps)
+    marks: dict[int, str] = {}
+    if (directory / "marks.json").exists():
+        marks = {int(row): mark for row, mark in json.loads((directory / "marks.json").read_text()).items()}
+    return StageResult(columns, answers, summary["cpu"], summary["stopped"], summary["stall_s"], gaps, marks=marks)
 
 
 def write_task(directory: Path, job: Job, bodies: Sequence[bytes], due_ns: Times | None) -> None:

@@ -274,6 +274,8 @@ async def serve(directory: Path) -> None:
     answers.mkdir()
     for row, answer in stage.recorder.answers.items():
         (answers / str(row)).write_bytes(answer)
+    if job.mark:
+        (directory / "marks.json").write_text(json.dumps(stage.recorder.marks))
     columns = stage.recorder.columns.relative(start_ns, stage.count)
     columns["row"] = np.arange(stage.count, dtype=np.int64) * job.stride + job.first_row
     stream = stage.recorder.stream

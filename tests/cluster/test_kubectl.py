@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from harness.runtimes import BuiltModel
-from tests.cluster.conftest import Kubectl, isvc_manifest
+from tests.cluster.conftest import Deploy, Kubectl, isvc_manifest
 from tests.helpers import tool, wait_until
 
 
@@ -102,3 +102,13 @@ def test_logs_follow_until_the_pod_ends(cluster: Any, kubectl: Kubectl, deploy: 
         kubectl("-n", namespace, "delete", "isvc", "talk")
         assert "drained" in following.stdout.read()
         assert following.wait(20) == 0
+
+
+def test_a_pods_port_is_reached_through_the_api(kubectl: Kubectl, deploy: Deploy, namespace: str) -> None:
+    deploy("proxied")
+    pod = kubectl("get", "pods", "-n", namespace, "-o", "jsonpath={.items[0].metadata.name}").stdout
+    path = f"/api/v1/namespaces/{namespace}/pods/{pod}:8080/proxy"
+    assert "servecert_inference_requests_total" in kubectl("get", "--raw", f"{path}/metrics").stdout
+    missing = kubectl("get", "--raw", f"/api/v1/namespaces/{namespace}/pods/none:8080/proxy/metrics", ok=False)
+    assert missing.returncode != 0
+    assert "not found" in missing.stderr

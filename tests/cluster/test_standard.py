@@ -192,7 +192,7 @@ def test_cpu_brings_pods(
     create(custom, namespace, "hot", identity, maxReplicas=3, scaleTarget=50, scaleMetric="cpu", model=requests)
     ready_isvc(custom, namespace, "hot")
     job, bodies = _job(cluster, "rest", f"hot.{namespace}.example.com", identity)
-    due = due_times("constant", steady(120, 40), seed=1)
+    due = due_times("constant", steady(120, 8), seed=1)
     stage: list[StageResult] = []
 
     async def load() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
+from collections import Counter as Tally
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,14 +17,15 @@ from harness.errors import ClusterError, MeasurementError
 from harness.kserve import hopeless
 from harness.load.job import Protocol
 from harness.records import CheckResult, Measurement, Record, Series, TimelineEvent
-from harness.scenario_model import Variant
+from harness.scenario_model import Counter, Variant
 from harness.stats import accepted_counts, draws_needed
 from harness.units import format_duration
 from scenarios.suites.canary.comparison import candidate_errors, compare_latency, split_p_value, surely_slower
+from scenarios.suites.canary.counters import read
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
 from scenarios.suites.load.background import Background, Traffic, background, pause
-from scenarios.suites.load.requests import Encoded
+from scenarios.suites.load.requests import Encoded, encode
 
 SUITE = "canary-rollback"
 ALPHA, POWER = 1e-4, 0.99
@@ -62,6 +63,10 @@ class Rollout:
     latency_ratio: float
     parity: bool
     broken: bool
+    header: str
+    """The response header that says which version answered; empty takes the model version in the answers."""
+    counter: Counter | None
+    """What pods count their requests by, where nothing in an answer says whose it is."""
     seed: int
 
     def requests(self, percent: int) -> int:
@@ -78,14 +83,29 @@ class Phase:
     changed_s: float
     counts_s: float
     pods: list[Object] = field(default_factory=list)
+    by_revision: dict[str, int] | None = None
+    """Requests that the pods have counted, where that is how versions are told apart."""
+    before: Traffic | None = None
+    """The stage with the change in it, where requests were counted in another."""
+
+    @property
+    def failed(self) -> int:
+        """Requests that failed, from before the change to the end."""
+        return int(self.traffic.failed.sum()) + (int(self.before.failed.sum()) if self.before else 0)
+
+    @property
+    def sent(self) -> int:
+        return len(self.traffic) + (len(self.before) if self.before else 0)
 
     @property
     def counted(self) -> Any:
         return self.traffic.due_s >= self.counts_s
 
-    def versions(self) -> Counter[str]:
-        """Of the answers that count."""
-        return Counter(version for version in self.traffic.version[self.counted].tolist() if version)
+    def versions(self) -> Tally[str]:
+        """Of the answers that count: which versions, or where pods count them, which revisions."""
+        if self.by_revision is not None:
+            return Tally({name: count for name, count in self.by_revision.items() if count})
+        return Tally(version for version in self.traffic.version[self.counted].tolist() if version)
 
 
 class _GuardError(Exception):
@@ -113,12 +133,31 @@ class _Suite:
 
     # Phases
 
-    async def phase(
-        self, name: str, seconds: float, change: Callable[[], Awaitable[None]] | None = None, settle: bool = True
-    ) -> Phase:
-        """Load; the change, which returns when the status says that it is done; and load that counts."""
+    async def phase(self, name: str, seconds: float, change: Callable[[], Awaitable[None]] | None = None) -> Phase:
+        """Load; the change, which returns when the status says that it is done; and load that counts. Where pods count
+        the requests, a stage of its own follows, with nothing but load in it."""
+        if self.rollout.counter is None:
+            return await self._stage(name, seconds, change)
+        if self.encoded is None:
+            self.encoded = await encode(self.deployed.endpoint, self._plan(name))
+        found = await self._stage(name, 0.0, change)
+        before = await read(self.deployed, self.rollout.counter)
+        counting = await self._stage(f"{name}-count", seconds, None)
+        counts = (await read(self.deployed, self.rollout.counter)).since(before)
+        sent, seen = len(counting.traffic), sum(counts.values())
+        answered = sent - int(counting.traffic.failed.sum())
+        if not answered <= seen <= sent:
+            raise MeasurementError(
+                f"{self.step}: {sent} requests were answered and {self.rollout.counter.metric} counted {seen}: it"
+                " counts something else, somebody else asks as well, or a pod went with its counter"
+            )
+        counting.by_revision, counting.changed_s = counts, found.changed_s
+        counting.before = found.traffic
+        return counting
+
+    def _plan(self, name: str) -> Plan:
         self.stages += 1
-        plan = Plan(
+        return Plan(
             name=f"{self.step}-{name}",
             duration_s=LONGEST_S,
             rate_per_s=self.rollout.rate_per_s,
@@ -127,14 +166,15 @@ class _Suite:
             warmup_s=0.0,
             seed=self.rollout.seed + self.stages,
         )
-        async with background(self.deployed.endpoint, plan, self.encoded) as running:
+
+    async def _stage(self, name: str, seconds: float, change: Callable[[], Awaitable[None]] | None) -> Phase:
+        async with background(self.deployed.endpoint, self._plan(name), self.encoded, self.rollout.header) as running:
             self.encoded = running.encoded  # what is right was settled before anything changed
             await pause(running, 1.0)
             changed_s = time.monotonic()
             if change:
                 await self._while_running(running, change)
-                if settle:
-                    await pause(running, self.rollout.settle_s)
+                await pause(running, self.rollout.settle_s)
             counts_s = time.monotonic()
             await pause(running, max(seconds, LEAST_S))
             pods = await self.deployed.pods()
@@ -195,13 +235,14 @@ class _Suite:
 
     def _baseline(self, phase: Phase) -> CheckResult:
         versions = phase.versions()
-        failed = int(phase.traffic.failed.sum())
-        self.usual_errors = failed / len(phase.traffic)
+        failed = phase.failed
+        self.usual_errors = failed / phase.sent
         if len(versions) != 1:
             seen = ", ".join(versions) or "none"
             raise MeasurementError(
-                f"{self.deployed.name}: versions are told apart by the model_version of their answers; expected one"
-                f" before the first candidate, got {seen}. Give the model a version in its runtime's settings"
+                f"{self.deployed.name}: expected one version before the first candidate, got {seen}. Versions are told"
+                " apart by the model_version of their answers: give the model one in its runtime's settings, or set"
+                " told_apart to a header or a counter"
             )
         (self.stable,) = versions
         return self.judge.check(
@@ -209,12 +250,14 @@ class _Suite:
             "Before anything changes, requests are answered, and rightly.",
             not failed and not phase.traffic.wrong,
             expected="no failed request and no wrong answer",
-            observed=f"{len(phase.traffic)} requests, version {self.stable}, errors: {self._errors(phase)}"
+            observed=f"{phase.sent} requests, version {self.stable}, errors: {self._errors(phase)}"
             + self._wrong_text(phase),
         )
 
     def _errors(self, phase: Phase) -> str:
-        return phase.traffic.errors_text(np.ones(len(phase.traffic), dtype=bool))
+        stages = [phase.traffic] if phase.before is None else [phase.before, phase.traffic]
+        texts = [stage.errors_text(np.ones(len(stage), dtype=bool)) for stage in stages]
+        return ", ".join(text for text in texts if text != "none") or "none"
 
     @staticmethod
     def _wrong_text(phase: Phase) -> str:
@@ -285,8 +328,14 @@ class _Suite:
         )
 
     def _note_split(self, phase: Phase, percent: int, version: str) -> None:
-        """By the second, for the plot."""
+        """For the plot, by the second; all at once where pods have counted."""
         traffic = phase.traffic
+        if phase.by_revision is not None:
+            values = (phase.counts_s - self.began_s, percent, sum(phase.by_revision.values()))
+            counts = (phase.by_revision.get(version, 0), int(traffic.failed.sum()))
+            for column, value in zip(self.split.values(), (*values, *counts), strict=True):
+                column.append(round(float(value), 3))
+            return
         for second in np.arange(phase.counts_s, float(traffic.due_s[-1]), 1.0):
             here = traffic.due_between(second, second + 1)
             if here.any():
@@ -337,8 +386,9 @@ class _Suite:
         theirs = counted & (traffic.version == self.stable)
         found: list[tuple[CheckResult, str]] = []
 
+        answered = phase.versions().get(version, 0) if version else 0
         failed, total = int((traffic.failed & counted).sum()), int(counted.sum())
-        errors = candidate_errors(failed, total, int(ours.sum()), self.usual_errors)
+        errors = candidate_errors(failed, total, answered, self.usual_errors)
         bad = errors.least > rollout.errors
         text = f"{failed} of {total} failed ({traffic.errors_text(counted)})"
         if failed:
@@ -356,7 +406,10 @@ class _Suite:
         compared = compare_latency(
             traffic.latency_s[ours & ~traffic.failed], traffic.latency_s[theirs & ~traffic.failed]
         )
-        if not compared:
+        if phase.by_revision is not None:
+            unknown = "where pods count requests, no answer says which version gave it"
+            found.append((self.judge.skipped(f"{name}.latency.{percent}", requirement, unknown), ""))
+        elif not compared:
             few = f"{int(ours.sum())} and {int(theirs.sum())} answers are too few to compare"
             found.append((self.judge.unjudged(f"{name}.latency.{percent}", requirement, few), ""))
         else:
@@ -372,11 +425,11 @@ class _Suite:
             found.append((check, f"latency: {text}" if slower else ""))
 
         wrong = [what for place, what in traffic.wrong.items() if traffic.version[place] != self.stable]
-        text = f"{len(wrong)} wrong, the first: {wrong[0]}" if wrong else f"{int(ours.sum())} answers, all right"
+        text = f"{len(wrong)} wrong, the first: {wrong[0]}" if wrong else f"{answered} answers, all right"
         requirement = "The candidate's answers are those of the version before it, within tolerance."
         if not rollout.parity:
             return [*found, (self.judge.skipped(f"{name}.parity.{percent}", requirement, "guards.parity is off"), "")]
-        if not ours.any() and not wrong:
+        if not answered and not wrong:
             nothing = "the candidate gave no answer"
             return [*found, (self.judge.unjudged(f"{name}.parity.{percent}", requirement, nothing), "")]
         check = self.judge.check(
@@ -436,13 +489,12 @@ class _Suite:
         yield self._lossless(name, "again", again)
 
     def _lossless(self, name: str, what: str, phase: Phase) -> CheckResult:
-        failed = int(phase.traffic.failed.sum())
         return self.judge.check(
             f"{name}.{what}.lossless",
             f"No request fails during {_MOVES[what]}.",
-            not failed,
-            expected=f"0 of {len(phase.traffic)} failed",
-            observed=f"{failed} failed: {self._errors(phase)}" if failed else f"0 of {len(phase.traffic)} failed",
+            not phase.failed,
+            expected=f"0 of {phase.sent} failed",
+            observed=f"{phase.failed} of {phase.sent} failed" + (f": {self._errors(phase)}" if phase.failed else ""),
         )
 
     async def _gone(
@@ -452,8 +504,12 @@ class _Suite:
         traffic = phase.traffic
         answers = (traffic.version == version) & (traffic.due_s >= phase.changed_s)
         last_s = float((traffic.done_s[answers] - phase.changed_s).max()) if answers.any() else 0.0
-        late = int((answers & phase.counted).sum())
-        seen = f"{int(answers.sum())} answers after it was asked for, the last after {format_duration(last_s)}"
+        late = phase.versions().get(version, 0) if version else 0
+        seen = "none after it was asked for"
+        if answers.any():
+            seen = f"{int(answers.sum())} answers after it was asked for, the last after {format_duration(last_s)}"
+        elif phase.by_revision is not None:
+            seen = "pods count requests and do not say when"
         if answers.any():
             yield self.judge.measurement(f"{name}.{what}.last_answer", last_s, "s", int(answers.sum()))
         within_s = self.rollout.rollback_within_s
@@ -462,7 +518,7 @@ class _Suite:
             f"The candidate's last answer comes within {within_s:g} s of the rollback.",
             last_s <= within_s and not late,
             expected=f"at most {within_s:g} s, and none once the status says so",
-            observed=f"{seen if answers.any() else 'none after it was asked for'}; {late} after the status said so",
+            observed=f"{seen}; {late} after the status said so",
         )
         if lossless:
             yield self._lossless(name, what, phase)

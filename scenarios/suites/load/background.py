@@ -106,8 +106,12 @@ class Background:
         places = {int(row): place for place, row in enumerate(rows.tolist())}
         wrong = wrong_answers(self.plan.protocol, stage, self.encoded, self.job.cycle)
         versions = [""] * rows.size
-        for row, content in stage.answers.items():
-            versions[places[row]] = _version(self.plan.protocol, content)
+        if self.job.mark:
+            for row, mark in stage.marks.items():
+                versions[places[row]] = mark
+        else:
+            for row, content in stage.answers.items():
+                versions[places[row]] = _version(self.plan.protocol, content)
 
         def moments(name: str) -> npt.NDArray[np.float64]:
             return np.where(stage.columns[name] < 0, np.nan, (stage.columns[name] + stage.start_ns) / 1e9)
@@ -135,16 +139,17 @@ def _version(protocol: Protocol, content: bytes) -> str:
 
 @contextlib.asynccontextmanager
 async def background(
-    endpoint: Endpoint, plan: Plan, encoded: Sequence[Encoded] | None = None
+    endpoint: Endpoint, plan: Plan, encoded: Sequence[Encoded] | None = None, header: str = ""
 ) -> AsyncIterator[Background]:
     """The stage has begun when the body does, and is over when it ends. ``encoded`` are the requests of a stage before,
-    with what was right then; None asks the service. Raises UnreachableError when the service does not answer before,
+    with what was right then; None asks the service. ``header`` names the response header that says whose an answer
+    is; empty takes the model version in it. Raises UnreachableError when the service does not answer before,
     and MeasurementError when its answers cannot be read."""
     if encoded is None:
         encoded = await encode(endpoint, plan)
     if problem := next((item.problem for item in encoded if item.problem), ""):
         raise MeasurementError(f"{plan.name}: before the load, a request was not answered: {problem}")
-    job = replace(build_job(endpoint, plan, encoded), check_every=1)
+    job = replace(build_job(endpoint, plan, encoded), check_every=1, mark=header)
     running = Background(endpoint, plan, job, encoded)
     try:
         await running.started()

@@ -21,7 +21,7 @@ import trustme
 from harness.load.arrivals import due_times, steady
 from harness.load.job import ID_PLACEHOLDER, Job, Request
 from harness.load.recording import ERRORS
-from harness.load.runner import Progress, StageResult, WorkerError, run_stage
+from harness.load.runner import Control, Progress, StageResult, WorkerError, run_stage
 from tests.helpers import free_port, processes_mentioning, scripted_server, wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -348,3 +348,46 @@ def test_thinking_clients_ask_less_often() -> None:
         result = stage(port, concurrency=2, duration_s=1.0, think_s=0.1)
     assert 12 <= result.columns["row"].size <= 22
     assert set(errors(result)) == {""}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_stage_that_has_enough_ends_early_and_loses_nothing(processes: int, closed: bool) -> None:
+    async def run(port: int) -> tuple[StageResult, float]:
+        control = Control()
+        fields: dict[str, Any] = {"concurrency": 4, "duration_s": 60.0} if closed else {}
+        due = None if closed else due_times("constant", steady(50.0, 60.0), seed=1)
+        job = job_for(port, timeout_s=5.0, **fields)
+        running = asyncio.create_task(run_stage(job, [b"hello"], due, lambda progress: None, processes, control))
+        await control.started.wait()
+        await asyncio.sleep(1.0)
+        told = time.monotonic()
+        control.enough()
+        return await running, time.monotonic() - told
+
+    with scripted_server(keep_alive(delay_s=0.05)) as port:
+        result, took_s = asyncio.run(run(port))
+    assert took_s < 3
+    assert result.stopped
+    assert set(errors(result)) == {""}
+    assert result.columns["row"].size > 20
+    assert len(set(result.columns["row"].tolist())) == result.columns["row"].size
+
+
+def test_a_marked_header_is_kept_of_every_answer_failures_included() -> None:
+    answers = [
+        b"HTTP/1.1 200 OK\r\nX-Revision: one\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 500 No\r\nx-revision: two\r\nContent-Length: 2\r\n\r\nno",
+        OK,
+    ]
+
+    def serve(connection: socket.socket, data: bytes) -> None:
+        count = 0
+        while data:
+            connection.sendall(answers[count % 3])
+            count += 1
+            data = connection.recv(65536)
+
+    with scripted_server(serve) as port:
+        result = stage(port, rate_per_s=30, arrivals="constant", connections=1, mark="X-Revision")
+    assert result.marks == {row: ("one", "two")[row % 3] for row in range(30) if row % 3 < 2}
