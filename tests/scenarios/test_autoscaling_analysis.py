@@ -85,6 +85,8 @@ def test_the_way_back_ends_when_it_stays_down() -> None:
     assert first_below(ready, 2, 1) == 4
     assert first_below(ready, 2, 4) == 0
     assert first_below(ready[:6], 2, 1) is None
+    assert first_below(ready[:5], 5, 1) == 0
+    assert first_below(ready[:4], 4, 1) is None
 
 
 def test_smoothing_means_over_what_there_is() -> None:

@@ -170,8 +170,10 @@ def replica_seconds(pods: Floats) -> float:
 def first_below(ready: Floats, load_s: float, most: int) -> float | None:
     """Seconds from the end of the load until at most so many pods are ready, for good; None where that never came."""
     after = ready[math.ceil(load_s) :]
+    if not after.size:  # the last reading was within the second in which the load ended
+        return 0.0 if ready[-1] <= most else None
     above = np.flatnonzero(after > most)
-    if not after.size or (above.size and above[-1] == after.size - 1):
+    if above.size and above[-1] == after.size - 1:
         return None
     return float(above[-1] + 1) if above.size else 0.0
 
