@@ -99,4 +99,6 @@ class Deployed:
 
 
 def revision_of(pod: Object) -> str:
-    return str((pod["metadata"].get("labels") or {}).get("serving.knative.dev/revision", ""))
+    """Knative's revision; in Standard mode the deployment, which KServe names in the label ``app``."""
+    labels = pod["metadata"].get("labels") or {}
+    return str(labels.get("serving.knative.dev/revision") or labels.get("app", "").removeprefix("isvc."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ Object = dict[str, Any]
 GROUP = "serving.kserve.io"
 POLL_S = 0.2
 LOG_LINES = 40
+PROXY_S = 15.0
 CONFLICTS = 5
 _PLURALS = {"InferenceService": "inferenceservices", "ServingRuntime": "servingruntimes"}
 _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError")
@@ -138,14 +140,34 @@ class KServe:
         found = await self._call(what, self._core.read_namespaced_config_map, name, namespace)
         return dict(found.data or {})
 
-    async def pod_get(self, name: str, port: int, path: str) -> str:
-        """The text of an answer of a pod, through the API server's proxy. Raises LookupError, ClusterError."""
+    async def ask_pod(self, name: str, port: int, path: str, body: Object | None = None) -> str:
+        """The text of a pod's answer, through the API server's proxy; a POST where there is a body. Raises LookupError
+        where the pod or the path does not exist, ClusterError for anything but success."""
         what = f"{path} of pod {name}, port {port}"
-        arguments = (f"{name}:{port}", self.namespace, path.lstrip("/"))
-        answer = await self._call(
-            what, self._core.connect_get_namespaced_pod_proxy_with_path, *arguments, _preload_content=False
-        )
-        return str(answer.data.decode(errors="replace"))
+        client = self._core.api_client
+        url = f"{client.configuration.host}/api/v1/namespaces/{self.namespace}/pods/{name}:{port}/proxy{path}"
+        headers = {item["key"]: item["value"] for item in client.configuration.auth_settings().values()}
+        sent = None if body is None else json.dumps(body).encode()
+        # The generated calls for pods/proxy take no body; the connection pool beneath them does.
+        pool, method = client.rest_client.pool_manager, "GET" if body is None else "POST"
+        try:
+            answer = await asyncio.to_thread(
+                pool.request,
+                method,
+                url,
+                headers={**headers, "Content-Type": "application/json"},
+                body=sent,
+                timeout=PROXY_S,
+                retries=False,
+            )
+        except Exception as error:  # urllib3 raises many kinds
+            raise ClusterError(f"{what}: the Kubernetes API does not answer: {error}") from error
+        text = bytes(answer.data).decode(errors="replace")
+        if answer.status == 404:
+            raise LookupError(what)
+        if answer.status != 200:
+            raise ClusterError(f"{what}: answered {answer.status}: {text[:300]}")
+        return text
 
     async def delete_pod(self, name: str) -> None:
         """Raises LookupError when it is gone already."""

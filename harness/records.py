@@ -239,9 +239,9 @@ class ParityResult:
 class Series:
     """Columns of equal length over a suite's trials or its time, for plots and for whoever wants to look closer.
 
-    ``kind`` names the columns: ``replicas`` (``t_s``, ``offered_per_s``, ``concurrency``, ``desired``, ``ready``, and
-    the model's band ``low`` and ``high``), ``cold-start`` (a row a trial, a column a phase, in seconds), ``split``
-    (``t_s``, ``percent``, ``requests``, ``candidate``, ``errors``). NaN where nothing is known.
+    ``kind`` names the columns: ``replicas`` (``t_s``, ``offered_per_s``, ``concurrency``, ``per_pod``, ``desired``,
+    ``ready``, and the model's band ``low`` and ``high``), ``cold-start`` (a row a trial, a column a phase, in
+    seconds), ``split`` (``t_s``, ``percent``, ``requests``, ``candidate``, ``errors``). NaN where nothing is known.
     """
 
     kind: str

@@ -99,7 +99,7 @@ def _resource_list(group_version: str, resources: list[ResourceType]) -> Object:
         if resource.kind == "Pod":
             listed.append({"name": "pods/log", "singularName": "", "verbs": ["get"], **common})
             proxied = {**common, "kind": "PodProxyOptions"}
-            listed.append({"name": "pods/proxy", "singularName": "", "verbs": ["get"], **proxied})
+            listed.append({"name": "pods/proxy", "singularName": "", "verbs": ["create", "get"], **proxied})
     return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": listed}
 
 
@@ -112,6 +112,7 @@ class ApiServer:
         self.bookmark_s = bookmark_s
         self.closing = asyncio.Event()
         self._token = token
+        self._pods = httpx.AsyncClient(timeout=PROXY_S, trust_env=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -223,14 +224,17 @@ class ApiServer:
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
         return Target(resource, namespace if resource.namespaced else "", name, subresource)
 
-    async def _body(self, request: Request) -> Any:
+    async def _read(self, request: Request) -> bytes:
         chunks, size = [], 0
         async for chunk in request.stream():
             size += len(chunk)
             if size > MAX_BODY_BYTES:
                 raise ApiError(413, "RequestEntityTooLarge", f"limit is {MAX_BODY_BYTES} bytes")
             chunks.append(chunk)
-        body = b"".join(chunks)
+        return b"".join(chunks)
+
+    async def _body(self, request: Request) -> Any:
+        body = await self._read(request)
         if not body:
             return None
         kind = request.headers.get("content-type", "application/json").partition(";")[0]
@@ -377,9 +381,10 @@ class ApiServer:
         return StreamingResponse(stream(), media_type="application/json")
 
     async def _proxy(self, request: Request, namespace: str, pod: str, path: str) -> Response:
-        """A GET on a pod's port, ``NAME[:PORT]``, as ``pods/proxy`` passes it on."""
-        if request.method != "GET":
-            raise ApiError(405, "MethodNotAllowed", f"{request.method} is not passed on to pods here; GET is")
+        """A request to a pod's port, ``NAME[:PORT]``, as ``pods/proxy`` passes it on."""
+        if request.method not in ("GET", "POST"):
+            raise ApiError(405, "MethodNotAllowed", f"{request.method} is not passed on to pods here; GET and POST are")
+        sent = await self._read(request)
         name, _, wanted = pod.partition(":")
         found = self.store.get(BY_KIND["Pod"], namespace, name)
         ports = json.loads((found["metadata"].get("annotations") or {}).get(PORTS_ANNOTATION, "{}"))
@@ -388,8 +393,13 @@ class ApiServer:
         port = local_port(found["spec"]["containers"][0], ports, int(wanted) if wanted.isdigit() else wanted or "http")
         url = f"http://{found['status']['podIP']}:{port}{path}"
         try:
-            async with httpx.AsyncClient(timeout=PROXY_S, trust_env=False) as http:
-                answer = await http.get(url, params=dict(request.query_params))
+            answer = await self._pods.request(
+                request.method,
+                url,
+                params=dict(request.query_params),
+                content=sent,
+                headers={"content-type": request.headers.get("content-type", "application/json")},
+            )
         except httpx.HTTPError as error:
             raise ApiError(503, "ServiceUnavailable", f"error trying to reach pod {name}: {error}") from error
         kind = answer.headers.get("content-type", "text/plain")

@@ -298,6 +298,10 @@ class Kubelet:
         while not worker.deleted.is_set():
             started = now()
             self._state(worker, {"running": {"startedAt": started}}, init=True)
+            if not restarts:
+                image = pod["spec"]["initContainers"][0].get("image", "")
+                self._event(worker, "Pulled", f'Container image "{image}" already present on machine')
+                self._event(worker, "Created", f"Created container {name}")
             self._event(worker, "Started", f"Started container {name}")
             with log.open("a") as file:
                 file.write(f"downloading {source}\n")

@@ -7,17 +7,19 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from harness.deployed import Deployed
-from harness.errors import MeasurementError, ServecertError
+from harness.errors import ClusterError, MeasurementError, ServecertError
 from harness.inputs import cases_for
 from harness.kserve import is_pod_ready
 from harness.load.job import Protocol
-from harness.podwatch import PodChange
-from harness.protocol.rest import RestClient
+from harness.podwatch import PodChange, PodWatch
+from harness.protocol.rest import RestClient, json_request
 from harness.records import Level, Record
+from harness.units import format_duration
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
 from scenarios.suites.load.background import Traffic, background, pause
@@ -57,6 +59,17 @@ class Polled:
 
 def _restarts(pod: Object) -> int:
     return sum(item.get("restartCount", 0) for item in (pod.get("status") or {}).get("containerStatuses") or [])
+
+
+def _runs(pod: Object) -> bool:
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return any("running" in (item.get("state") or {}) for item in statuses)
+
+
+def _port(pod: Object) -> int:
+    """Where the model server speaks HTTP: KServe's convention, unless the container names another port."""
+    named = {item.get("name"): item["containerPort"] for item in pod["spec"]["containers"][0].get("ports") or []}
+    return int(next((named[name] for name in ("http1", "http", "user-port") if name in named), 8080))
 
 
 def readiness_changes(changes: list[PodChange], since_s: float) -> list[str]:
@@ -239,6 +252,56 @@ class _Suite:
             self._lossless("drain", "A pod that is deleted takes no request with it.", traffic),
         ]
 
+    # From the start of a process
+
+    async def _newborn(self, watch: PodWatch, known: set[str]) -> list[Record]:
+        """The pod that comes next is asked, past every route, from the moment that its process runs: the first yes of
+        its readiness must be followed by an inference that succeeds."""
+        requirement = (
+            "A new pod's readiness says yes only when an inference succeeds, asked from the start of its process."
+        )
+        within_s = self.wanted.ready_within_s
+        born = await watch.until(
+            lambda item: item.name not in known and item.type != "DELETED" and _runs(item.pod), within_s
+        )
+        if born is None:
+            return [self.judge.unjudged("newborn", requirement, "no new pod was seen to run")]
+        endpoint, kserve = self.deployed.endpoint, self.deployed.kserve
+        async with RestClient(
+            endpoint.url, endpoint.model, host=endpoint.host, timeout_s=self.wanted.timeout_s
+        ) as rest:
+            case = (await cases_for(endpoint, rest, None))[0]
+        body, port = json_request(case.inputs), _port(born.pod)
+        model = f"/v2/models/{quote(endpoint.model, safe='')}"
+        asked, deadline = 0, time.monotonic() + within_s
+        while True:
+            asked += 1
+            try:
+                await kserve.ask_pod(born.name, port, f"{model}/ready")
+                break
+            except (ClusterError, LookupError) as error:
+                if time.monotonic() > deadline:
+                    return [self.judge.unjudged("newborn", requirement, f"it never said yes: {error}")]
+            await asyncio.sleep(POLL_S)
+        first_s = time.monotonic() - born.at_s
+        try:
+            await kserve.ask_pod(born.name, port, f"{model}/infer", body)
+            failure = ""
+        except (ClusterError, LookupError) as error:
+            failure = str(error)
+        said = f"the first yes came after {format_duration(first_s)} and {asked} questions"
+        return [
+            self.judge.measurement("newborn.first_yes", first_s, "s", 1),
+            self.judge.check(
+                "newborn",
+                requirement,
+                not failure,
+                source="Open Inference Protocol: model ready",
+                expected="an answer to the inference right after the first yes",
+                observed=f"{said}; then: {failure}" if failure else f"{said}; the inference succeeded",
+            ),
+        ]
+
     # Rolling over
 
     async def _roll_over(self) -> list[Record]:
@@ -252,18 +315,24 @@ class _Suite:
             await self.deployed.until_created_is_ready(current, self.wanted.ready_within_s)
 
         polled = Polled()
-        polling = asyncio.create_task(self._poll(polled))
-        try:
-            traffic = await self._under_load("roll-over", change)
-        finally:
-            polling.cancel()
-            outcome = await asyncio.gather(polling, return_exceptions=True)
-            await self.deployed.restore()
+        async with self.deployed.kserve.watch_pods(self.deployed.name) as watch:
+            known = {item.name for item in watch.changes}
+            polling = asyncio.create_task(self._poll(polled))
+            newborn = asyncio.create_task(self._newborn(watch, known))
+            try:
+                traffic = await self._under_load("roll-over", change)
+                born = await newborn
+            finally:
+                for task in (polling, newborn):
+                    task.cancel()
+                outcome = await asyncio.gather(polling, newborn, return_exceptions=True)
+                await self.deployed.restore()
         if isinstance(outcome[0], ServecertError):
             raise outcome[0]
         requirement = "When readiness says yes, an inference at that moment succeeds."
         records: list[Record] = [
             self._lossless("roll_over", "A rolling restart loses no request.", traffic),
+            *born,
             self.judge.measurement("roll_over.polls", polled.ready + polled.not_ready, "polls", 1),
         ]
         if not polled.ready:

@@ -83,13 +83,14 @@ class Found:
         return "\n".join([*lines, *self.errors]) or "nothing failed"
 
 
-def scenario(suite: str, faults: list[str] | None = None, **step: Any) -> Scenario:
+def scenario(suite: str, faults: list[str] | None = None, standard: bool = False, **step: Any) -> Scenario:
     elastic = suite in ("cold-start", "autoscaling")
     service = {
         "runtime": "reference",
         "model": "identity",
         "predictor": ELASTIC if elastic else {"annotations": WINDOW},
         "faults": faults or [],
+        "annotations": {"serving.kserve.io/deploymentMode": "Standard"} if standard else {},
         "ready_within": "10s",
     }
     data = {

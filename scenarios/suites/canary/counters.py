@@ -53,7 +53,7 @@ async def read(deployed: Deployed, counter: Counter) -> Reading:
 
     async def one(pod: dict[str, object]) -> tuple[str, tuple[str, float]]:
         name = str(pod["metadata"]["name"])  # type: ignore[index]
-        text = await deployed.kserve.pod_get(name, counter.port, counter.path)
+        text = await deployed.kserve.ask_pod(name, counter.port, counter.path)
         try:
             return name, (revision_of(pod), total(text, counter.metric))
         except MeasurementError as error:

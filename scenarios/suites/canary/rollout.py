@@ -14,7 +14,6 @@ import numpy as np
 
 from harness.deployed import Deployed, revision_of
 from harness.errors import ClusterError, MeasurementError
-from harness.kserve import hopeless
 from harness.load.job import Protocol
 from harness.records import CheckResult, Measurement, Record, Series, TimelineEvent
 from harness.scenario_model import Counter, Variant
@@ -22,6 +21,7 @@ from harness.stats import accepted_counts, draws_needed
 from harness.units import format_duration
 from scenarios.suites.canary.comparison import candidate_errors, compare_latency, split_p_value, surely_slower
 from scenarios.suites.canary.counters import read
+from scenarios.suites.canary.modes import Mode, mode_of
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
 from scenarios.suites.load.background import Background, Traffic, background, pause
@@ -34,9 +34,6 @@ BASELINE_REQUESTS = 200
 LEAST_S = 3.0
 """Of the part of a phase that counts."""
 LONGEST_S = 3600.0
-STATUS_S = 30.0
-"""How long the status may take to follow the specification."""
-CLEAR = "canaryTrafficPercent"
 _MOVES = {
     "promotion": "the promotion",
     "rollback": "the rollback",
@@ -126,6 +123,7 @@ class _Suite:
         """Versions that served before."""
         self.usual_errors = 0.0
         self.encoded: Sequence[Encoded] | None = None
+        self.mode: Mode
         self.split: dict[str, list[float]] = {
             name: [] for name in ("t_s", "percent", "requests", "candidate", "errors")
         }
@@ -190,29 +188,14 @@ class _Suite:
         await change()
         running.check()
 
-    async def _patch(self, percent: int | None) -> None:
-        await self.deployed.kserve.patch(self.deployed.name, {"spec": {"predictor": {CLEAR: percent}}})
-
-    async def _share(self, wanted: dict[str, int]) -> None:
-        """Waits until the status has these shares; revisions with none may be absent."""
-
-        async def agrees() -> bool:
-            shares = {name: share for name, share in (await self.deployed.traffic()).items() if share}
-            return shares == {name: share for name, share in wanted.items() if share}
-
-        await self.deployed.until(f"traffic {wanted} in the status", agrees, STATUS_S)
-
     # The suite
 
     async def run(self) -> AsyncIterator[Record]:
         rollout = self.rollout
-        before = await self.deployed.component()
-        current = str(before.get("latestReadyRevision", ""))
+        self.mode = await mode_of(self.deployed, rollout.ready_within_s)
+        current = await self.mode.current()
         if not current:
-            raise MeasurementError(
-                f"{self.deployed.name}: its status names no latestReadyRevision; canaries by percentage need KServe's"
-                " Knative mode"
-            )
+            raise MeasurementError(f"{self.deployed.name}: expected one version that serves before the first candidate")
         baseline = await self.phase("baseline", BASELINE_REQUESTS / rollout.rate_per_s)
         yield self._baseline(baseline)
         predictor = self.deployed.predictor
@@ -220,8 +203,7 @@ class _Suite:
             for number, candidate in enumerate(rollout.candidates, 1):
                 async for record in self._roll_out(number, candidate, current, predictor):
                     yield record
-                created = str((await self.deployed.component()).get("latestReadyRevision", ""))
-                predictor, current = await self.deployed.variant(candidate), created
+                predictor, current = await self.deployed.variant(candidate), await self.mode.current()
             if rollout.broken:
                 async for record in self._broken(predictor, current):
                     yield record
@@ -275,11 +257,9 @@ class _Suite:
             async def change(percent: int = percent) -> None:
                 nonlocal created
                 if created:
-                    await self._patch(percent)
+                    await self.mode.shift(created, current, percent)
                 else:
-                    await self.deployed.replace({**wanted, CLEAR: percent})
-                    created = await self.deployed.until_created_is_ready(current, rollout.ready_within_s)
-                await self._share({created: percent, current: 100 - percent})
+                    created = await self.mode.offer(name, wanted, percent, current)
 
             needed = rollout.requests(percent)
             phase = await self.phase(f"{name}-{percent}", needed / rollout.rate_per_s, change)
@@ -322,7 +302,7 @@ class _Suite:
             f"{name}.split.{percent}",
             requirement,
             low <= candidate <= high,
-            source="KServe: canaryTrafficPercent",
+            source=f"KServe: {self.mode.field}",
             expected=f"{low} to {high} of {total} (an exact binomial test; errs once in {1 / ALPHA:g})",
             observed=text,
         )
@@ -441,8 +421,7 @@ class _Suite:
         """The automatic rollback of a candidate that broke a guard."""
 
         async def change() -> None:
-            await self._patch(0)
-            await self._share({current: 100})
+            await self.mode.withdraw(current)
 
         phase = await self.phase(f"{name}-guard", LEAST_S, change)
         async for record in self._gone(name, "guard", phase, version, lossless=False):
@@ -451,21 +430,18 @@ class _Suite:
 
     async def _promote_and_back(self, name: str, created: str, current: str, version: str) -> AsyncIterator[Record]:
         async def promote() -> None:
-            await self._patch(None)
-            await self._share({created: 100})
+            await self.mode.promote(created, current)
 
         async def back() -> None:
-            await self._patch(0)
-            await self._share({current: 100})
+            await self.mode.back(created, current)
 
         former = self.stable
         promotion = await self.phase(f"{name}-promotion", LEAST_S, promote)
-        status = await self.deployed.component()
         left = promotion.versions().get(former, 0)
         yield self._lossless(name, "promotion", promotion)
         yield self.judge.check(
             f"{name}.promotion",
-            "Without canaryTrafficPercent the candidate gets everything.",
+            "The promoted candidate gets everything.",
             not left,
             source="KServe: canary rollout",
             expected=f"answers of version {version} only",
@@ -473,15 +449,16 @@ class _Suite:
             if left
             else f"all {int(promotion.counted.sum())} of {version}",
         )
-        rolled = (status.get("latestRolledoutRevision"), status.get("previousRolledoutRevision"))
-        yield self.judge.check(
-            f"{name}.promotion.status",
-            "The status names what is rolled out, and what was before.",
-            rolled == (created, current),
-            source="kserve/kserve, pkg/apis/serving/v1beta1/inference_service_status.go",
-            expected=f"latestRolledoutRevision {created}, previousRolledoutRevision {current}",
-            observed=f"{rolled[0]} and {rolled[1]}",
-        )
+        rolled = await self.mode.history()
+        if rolled is not None:
+            yield self.judge.check(
+                f"{name}.promotion.status",
+                "The status names what is rolled out, and what was before.",
+                rolled == (created, current),
+                source="kserve/kserve, pkg/apis/serving/v1beta1/inference_service_status.go",
+                expected=f"latestRolledoutRevision {created}, previousRolledoutRevision {current}",
+                observed=f"{rolled[0]} and {rolled[1]}",
+            )
         rollback = await self.phase(f"{name}-rollback", LEAST_S, back)
         async for record in self._gone(name, "rollback", rollback, version, lossless=True):
             yield record
@@ -538,30 +515,18 @@ class _Suite:
 
         async def change() -> None:
             nonlocal created
-            await self.deployed.replace({**wrong, CLEAR: 50})
-
-            async def fails() -> bool:
-                nonlocal created
-                isvc = await self.deployed.isvc()
-                component = await self.deployed.component()
-                created = str(component.get("latestCreatedRevision", ""))
-                pods = [pod for pod in await self.deployed.pods() if revision_of(pod) == created]
-                return created != current and hopeless(isvc, pods) is not None
-
-            await self.deployed.until("the failure of a version without a model", fails, self.rollout.ready_within_s)
+            created = await self.mode.offer_broken(wrong, current)
 
         phase = await self.phase(name, LEAST_S, change)
-        status = await self.deployed.component()
-        ready = str(status.get("latestReadyRevision", ""))
-        share = (await self.deployed.traffic()).get(created, 0)
+        share = await self.mode.share_of(created)
         strangers = {item: count for item, count in phase.versions().items() if item != self.stable}
         yield self.judge.check(
             f"{name}.no_traffic",
             requirement,
-            ready == current and not share and not strangers,
-            source="KServe: a latest revision that never becomes ready gets no traffic",
-            expected=f"all answers of version {self.stable}, latestReadyRevision {current}, 0 % for {created}",
-            observed=f"latestReadyRevision {ready}, {share} % for {created}, other versions: {strangers or 'none'}",
+            not share and not strangers,
+            source="KServe: a version that never becomes ready gets no traffic",
+            expected=f"all answers of version {self.stable}, 0 % for {created}",
+            observed=f"{share} % for {created}, other versions: {strangers or 'none'}",
         )
         yield self._lossless(name, "candidate", phase)
 
