@@ -49,6 +49,10 @@ class Deployed:
         """As it was deployed."""
         await self.kserve.apply(self.manifest)
 
+    async def settled(self, within_s: float) -> None:
+        """Returns when what was asked for last is ready. Raises DeployError."""
+        await self.kserve.wait_ready(self.name, within_s, lambda text: None)
+
     async def pods(self) -> list[Object]:
         return await self.kserve.pods(self.name)
 

@@ -338,6 +338,8 @@ class AutoscalingStep(_Traffic):
             raise ValueError("expected one of 'rate' and 'shape'")
         if self.duration is None:
             raise ValueError("expected a 'duration' of the load")
+        if self.workers:
+            raise ValueError("the load that scales a service comes from this machine: leave 'workers' out")
         self.segments()
         return self
 

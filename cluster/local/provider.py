@@ -44,7 +44,7 @@ class LocalCluster:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return frozenset({"inferenceservice", "rolling-update"})
+        return frozenset({"inferenceservice", "rolling-update", "canary", "scale-to-zero", "standard"})
 
     def logs(self) -> str:
         return _read(self.directory / "cluster.log")

@@ -354,7 +354,7 @@ class Standard:
             pods = self._pods(deployment) if deployment else []
             digest = template_hash(part.template)
             newest = [pod for pod in pods if pod["metadata"]["labels"].get(HASH_LABEL) == digest]
-            states[part.deployment] = sum(map(is_ready, newest)) >= max(1, part.replicas), newest
+            states[part.deployment] = sum(map(is_ready, newest)) >= part.replicas, newest
         rolled_out, newest = states[parts[0].deployment] if parts else (False, [])
         up = any(self.routes.revision(namespace, item["metadata"]["name"]).backends for item in self._deployments(isvc))
         failure = None if rolled_out else workload.failure_of(newest, parts[0].deployment if parts else "")

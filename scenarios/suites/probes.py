@@ -26,7 +26,8 @@ from scenarios.suites.load.background import Traffic, background, pause
 
 SUITE = "probes"
 POLL_S = 0.005
-LONGEST_S = 3600.0
+MARGIN_S = 60.0
+"""Of load, beyond what it accompanies is given."""
 AFTER_S = 1.0
 """Of load, after what was done is done."""
 RESTARTED = "servecert.io/restarted-at"
@@ -327,6 +328,7 @@ class _Suite:
                     task.cancel()
                 outcome = await asyncio.gather(polling, newborn, return_exceptions=True)
                 await self.deployed.restore()
+        await self.deployed.settled(self.wanted.ready_within_s)
         if isinstance(outcome[0], ServecertError):
             raise outcome[0]
         requirement = "When readiness says yes, an inference at that moment succeeds."
@@ -377,7 +379,8 @@ class _Suite:
     # Both
 
     async def _under_load(self, name: str, change: Callable[[], Awaitable[None]]) -> Traffic:
-        plan = self._plan(name, duration_s=LONGEST_S, rate_per_s=self.wanted.rate_per_s)
+        longest_s = 2 * self.wanted.ready_within_s + self.wanted.duration_s + MARGIN_S
+        plan = self._plan(name, duration_s=longest_s, rate_per_s=self.wanted.rate_per_s)
         async with background(self.deployed.endpoint, plan) as running:
             await pause(running, AFTER_S)
             await change()

@@ -133,3 +133,30 @@ def test_published_schema_is_current_and_accepts_the_catalog() -> None:
         load_scenario(path)
     with pytest.raises(jsonschema.ValidationError):
         validator.validate({"name": "x", "services": {}, "steps": [], "more": 1})
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("suite: canary-rollback\n    candidates: []", "at least 1 item"),
+        ("suite: canary-rollback\n    candidates: [{}]", "expected a 'runtime', a 'model' or fields of a 'predictor'"),
+        ("suite: canary-rollback\n    candidates: [{model: iris}]\n    percents: [50, 10]", "to rise"),
+        ("suite: autoscaling\n    duration: 10s", "expected one of 'rate' and 'shape'"),
+        (
+            "suite: autoscaling\n    rate: 5/s\n    duration: 10s\n    workers: locust://h:1?expect=2",
+            "leave 'workers' out",
+        ),
+        ("suite: autoscaling\n    shape: pulse 5/s to 60/s for 9s every 3s\n    duration: 10s", "do not fit"),
+        ("suite: cold-start\n    budget: {reddy: 3s}", "reddy"),
+        ("suite: cold-start\n    within: 0s", "more than 0s"),
+    ],
+)
+def test_mistakes_in_cluster_steps_are_named(tmp_path: Path, step: str, message: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(
+        f"name: wrong\nservices:\n  m: {{runtime: mlserver, model: iris}}\nsteps:\n  - service: m\n    {step}\n"
+    )
+    with pytest.raises(ScenarioError) as error:
+        load_scenario(path)
+    assert message in str(error.value)
+    assert ":4" in str(error.value) or ":5" in str(error.value) or ":6" in str(error.value) or ":7" in str(error.value)

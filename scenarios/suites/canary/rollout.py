@@ -21,7 +21,7 @@ from harness.stats import accepted_counts, draws_needed
 from harness.units import format_duration
 from scenarios.suites.canary.comparison import candidate_errors, compare_latency, split_p_value, surely_slower
 from scenarios.suites.canary.counters import read
-from scenarios.suites.canary.modes import Mode, mode_of
+from scenarios.suites.canary.modes import STATUS_S, Mode, mode_of
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
 from scenarios.suites.load.background import Background, Traffic, background, pause
@@ -33,7 +33,8 @@ ALPHA, POWER = 1e-4, 0.99
 BASELINE_REQUESTS = 200
 LEAST_S = 3.0
 """Of the part of a phase that counts."""
-LONGEST_S = 3600.0
+MARGIN_S = 60.0
+"""Of load, beyond what a phase is expected to take."""
 _MOVES = {
     "promotion": "the promotion",
     "rollback": "the rollback",
@@ -137,7 +138,7 @@ class _Suite:
         if self.rollout.counter is None:
             return await self._stage(name, seconds, change)
         if self.encoded is None:
-            self.encoded = await encode(self.deployed.endpoint, self._plan(name))
+            self.encoded = await encode(self.deployed.endpoint, self._plan(name, 1.0))
         found = await self._stage(name, 0.0, change)
         before = await read(self.deployed, self.rollout.counter)
         counting = await self._stage(f"{name}-count", seconds, None)
@@ -153,11 +154,11 @@ class _Suite:
         counting.before = found.traffic
         return counting
 
-    def _plan(self, name: str) -> Plan:
+    def _plan(self, name: str, longest_s: float) -> Plan:
         self.stages += 1
         return Plan(
             name=f"{self.step}-{name}",
-            duration_s=LONGEST_S,
+            duration_s=longest_s,
             rate_per_s=self.rollout.rate_per_s,
             protocol=self.rollout.protocol,
             timeout_s=self.rollout.timeout_s,
@@ -166,7 +167,9 @@ class _Suite:
         )
 
     async def _stage(self, name: str, seconds: float, change: Callable[[], Awaitable[None]] | None) -> Phase:
-        async with background(self.deployed.endpoint, self._plan(name), self.encoded, self.rollout.header) as running:
+        longest_s = max(seconds, LEAST_S) + MARGIN_S + (self.rollout.ready_within_s + STATUS_S if change else 0.0)
+        plan = self._plan(name, longest_s)
+        async with background(self.deployed.endpoint, plan, self.encoded, self.rollout.header) as running:
             self.encoded = running.encoded  # what is right was settled before anything changed
             await pause(running, 1.0)
             changed_s = time.monotonic()
@@ -212,6 +215,7 @@ class _Suite:
         finally:
             with contextlib.suppress(ClusterError):
                 await self.deployed.restore()
+        await self.deployed.settled(rollout.ready_within_s)
         if self.split["t_s"]:
             yield Series("split", self.deployed.name, self.step, self.split)
 
