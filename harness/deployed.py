@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.endpoint import Endpoint
 from harness.errors import ClusterError, DeployError, MeasurementError
-from harness.kserve import KServe, hopeless, is_pod_ready, traffic_of
+from harness.kserve import KServe, hopeless, is_isvc_ready, is_pod_ready, traffic_of
 from harness.scenario_model import Variant
 
 Object = dict[str, Any]
@@ -50,8 +50,13 @@ class Deployed:
         await self.kserve.apply(self.manifest)
 
     async def settled(self, within_s: float) -> None:
-        """Returns when what was asked for last is ready. Raises DeployError."""
-        await self.kserve.wait_ready(self.name, within_s, lambda text: None)
+        """Returns when what was asked for last is ready; what is on its way out does not count. Raises
+        MeasurementError."""
+
+        async def ready() -> bool:
+            return is_isvc_ready(await self.isvc())
+
+        await self.until("readiness after it was restored", ready, within_s)
 
     async def pods(self) -> list[Object]:
         return await self.kserve.pods(self.name)

@@ -222,7 +222,7 @@ class KServe:
                 raise DeployError(
                     f"InferenceService {self.namespace}/{name} was deleted while it was waited for"
                 ) from error
-            if _is_ready(isvc):
+            if is_isvc_ready(isvc):
                 return isvc
             pods = await self.pods(name)
             text = describe_state(isvc, pods)
@@ -305,7 +305,7 @@ def is_pod_ready(pod: Object) -> bool:
     return ready and not pod["metadata"].get("deletionTimestamp")
 
 
-def _is_ready(isvc: Object) -> bool:
+def is_isvc_ready(isvc: Object) -> bool:
     status = isvc.get("status") or {}
     current = status.get("observedGeneration", 0) >= isvc["metadata"].get("generation", 0)
     return current and any(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import itertools
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 from harness.records import LoadResult, SampleBatch
 from harness.stats import PERCENTILES, percentile
@@ -24,6 +27,8 @@ def per_second(batch: SampleBatch) -> pd.DataFrame:
     ``in_flight`` is how many requests were due and not done at its end; the percentiles, in seconds, are of the
     requests due in it (nearest rank; empty where none was).
     """
+    import pandas as pd  # takes a second, which commands that measure nothing need not spend
+
     begin = int(batch.due_ns[0] // 10**9)
     end = int(batch.done_ns.max() // 10**9)
     rows = np.arange(begin, end + 1)

@@ -6,13 +6,11 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from kubernetes import client
 
 from cluster.local.autoscaler import RevisionScaler
 from cluster.local.faults import parse
@@ -26,7 +24,6 @@ from tests.cluster.test_lifecycle import _job, pods_of
 from tests.helpers import wait_until
 
 PREFIX = "autoscaling.knative.dev/"
-CONFIG = ("config-autoscaler", "knative-serving")
 FAST = {PREFIX + "window": "6s"}
 
 
@@ -163,14 +160,6 @@ def test_faults_of_the_autoscaler_show(fault: str, check: Any) -> None:
 # On the cluster
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _short_grace(api: Any) -> Iterator[None]:
-    core = client.CoreV1Api(api)
-    core.patch_namespaced_config_map(*CONFIG, {"data": {"scale-to-zero-grace-period": "2s"}})
-    yield
-    core.patch_namespaced_config_map(*CONFIG, {"data": {"scale-to-zero-grace-period": "30s"}})
-
-
 def test_cold_requests_wait_and_none_is_lost(cluster: LocalCluster, deploy: Deploy, core: Any, namespace: str) -> None:
     deploy("sleepy", minReplicas=0, annotations=FAST)
     wait_until(lambda: not pods_of(core, namespace, "sleepy"), 30, "zero pods")
@@ -205,7 +194,7 @@ def test_load_brings_pods_and_loses_none_when_they_go(
     watching.start()
     try:
         busy = due_times("poisson", steady(80, 8), seed=1)
-        calm = 8_000_000_000 + due_times("poisson", steady(3, 16), seed=2)
+        calm = 8_000_000_000 + due_times("poisson", steady(3, 10), seed=2)
         stage: StageResult = asyncio.run(run_stage(job, bodies, np.concatenate([busy, calm]), lambda progress: None))
     finally:
         over.set()

@@ -47,7 +47,7 @@ STEPS: dict[str, dict[str, Any]] = {
         "broken": False,
         "ready_within": "8s",
     },
-    "probes": {"duration": "5s", "rate": "50/s", "busy": 8, "ready_within": "10s"},
+    "probes": {"duration": "4s", "rate": "50/s", "busy": 8, "ready_within": "10s"},
 }
 
 
