@@ -14,10 +14,9 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl
 
-import httpx
 import yaml
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -28,6 +27,9 @@ from cluster.local.pods import PORTS_ANNOTATION, local_port
 from cluster.local.resources import BY_KEY, BY_KIND, RESOURCES, Object, ResourceType, table
 from cluster.local.selectors import field_selector, label_selector
 from cluster.local.store import ApiError, Change, Store, Watch, conflict
+
+if TYPE_CHECKING:
+    import httpx
 
 VERSION = {
     "major": "1",
@@ -112,7 +114,7 @@ class ApiServer:
         self.bookmark_s = bookmark_s
         self.closing = asyncio.Event()
         self._token = token
-        self._pods = httpx.AsyncClient(timeout=PROXY_S, trust_env=False)
+        self._pods: httpx.AsyncClient | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -392,6 +394,10 @@ class ApiServer:
             raise ApiError(503, "ServiceUnavailable", f"pod {name} does not run")
         port = local_port(found["spec"]["containers"][0], ports, int(wanted) if wanted.isdigit() else wanted or "http")
         url = f"http://{found['status']['podIP']}:{port}{path}"
+        import httpx  # takes a while, which a cluster that passes nothing on need not wait for
+
+        if self._pods is None:
+            self._pods = httpx.AsyncClient(timeout=PROXY_S, trust_env=False)
         try:
             answer = await self._pods.request(
                 request.method,
