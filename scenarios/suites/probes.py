@@ -308,13 +308,13 @@ class _Suite:
 
     async def _roll_over(self) -> list[Record]:
         """The same version once more: new pods in place of the old ones, under load."""
-        current = str((await self.deployed.component()).get("latestReadyRevision", ""))
         predictor = self.deployed.predictor
         annotations = {**(predictor.get("annotations") or {}), RESTARTED: f"{time.time():.0f}"}
 
         async def change() -> None:
             await self.deployed.replace({**predictor, "annotations": annotations})
-            await self.deployed.until_created_is_ready(current, self.wanted.ready_within_s)
+            # In either deployment mode: the status of the new generation says that it is ready.
+            await self.deployed.kserve.wait_ready(self.deployed.name, self.wanted.ready_within_s, self.status)
 
         polled = Polled()
         async with self.deployed.kserve.watch_pods(self.deployed.name) as watch:
