@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from harness.endpoint import Endpoint
@@ -100,11 +100,6 @@ class Deployed:
                     await self.kserve.last_log(pods),
                 )
             await asyncio.sleep(POLL_S)
-
-    def tagged(self, tag: str, namespace: str) -> Endpoint:
-        """The revision that a route tag leads to, past the traffic split."""
-        host = self.endpoint.host.replace(f"{self.name}.{namespace}.", f"{tag}-{self.name}-predictor.{namespace}.", 1)
-        return replace(self.endpoint, host=host)
 
 
 def revision_of(pod: Object) -> str:

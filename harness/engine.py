@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from cluster.local.faults import ANNOTATION as FAULTS
 from cluster.provider import Cluster, ClusterSpec, up
 from harness.deployed import Deployed
 from harness.endpoint import Endpoint
@@ -50,7 +51,7 @@ def manifests(prepared: Prepared, namespace: str) -> list[dict[str, Any]]:
     service = prepared.service
     annotations = dict(service.annotations)
     if service.faults:
-        annotations["local.servecert.io/faults"] = ", ".join(service.faults)
+        annotations[FAULTS] = ", ".join(service.faults)
     if service.manifest is not None:
         metadata = {**service.manifest.get("metadata", {}), "name": prepared.name, "namespace": namespace}
         if annotations:

@@ -298,6 +298,12 @@ def traffic_of(isvc: Object) -> dict[str, int]:
     return shares
 
 
+def is_pod_running(pod: Object) -> bool:
+    """Whether a process of one of its containers, initial ones apart, is there."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or []
+    return any("running" in (item.get("state") or {}) for item in statuses)
+
+
 def is_pod_ready(pod: Object) -> bool:
     """Ready, and not on its way out."""
     conditions = (pod.get("status") or {}).get("conditions") or []

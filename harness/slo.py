@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from harness.errors import MeasurementError, UsageError
 from harness.records import LoadResult
 from harness.stats import PERCENTILES
-from harness.units import format_duration, parse_duration, parse_rate
+from harness.units import format_duration, parse_duration, parse_rate, parse_share
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -77,19 +77,11 @@ def parse_slo(text: str) -> Objective:
         if " ".join(metric.split()) in _STREAMED:
             return Objective(text, _STREAMED[" ".join(metric.split())], comparison, parse_duration(value))
         if metric == "errors":
-            return Objective(text, metric, comparison, _share(value))
+            return Objective(text, metric, comparison, parse_share(value))
         if metric == "rate":
             share, _, rate = value.rpartition(" of ")
-            factor = _share(share) if share else 1.0
+            factor = parse_share(share) if share else 1.0
             return Objective(text, metric, comparison, factor * parse_rate(rate))
     except ValueError as error:
         raise UsageError(f"SLO {text!r}: {error}") from None
     raise UsageError(f"SLO {text!r}: unknown metric {metric!r}; expected one of {names}")
-
-
-def _share(text: str) -> float:
-    number = text.strip()
-    try:
-        return float(number[:-1]) / 100 if number.endswith("%") else float(number)
-    except ValueError:
-        raise ValueError(f"expected a share such as 0.1% or 0.001, got {text!r}") from None

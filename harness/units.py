@@ -19,6 +19,15 @@ def parse_duration(text: str) -> float:
     return float(sum(float(number) * _SECONDS[unit] for number, unit in parts))
 
 
+def parse_share(text: str) -> float:
+    """A part of one from ``0.1%`` or ``0.001``. Raises ValueError."""
+    number = text.strip()
+    try:
+        return float(number[:-1]) / 100 if number.endswith("%") else float(number)
+    except ValueError:
+        raise ValueError(f"expected a share such as 0.1% or 0.001, got {text!r}") from None
+
+
 def parse_rate(text: str | float) -> float:
     """Requests a second from ``200/s``, ``600/m``, ``150% of 200/s`` or a plain number. Raises ValueError."""
     if isinstance(text, bool):

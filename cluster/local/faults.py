@@ -12,15 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.units import parse_duration
+from harness.units import parse_duration, parse_share
 
 PREFIX = "local.servecert.io/"
 ANNOTATION = PREFIX + "faults"
-
-
-def _share(text: str) -> float:
-    number = float(text.removesuffix("%"))
-    return number / 100 if text.endswith("%") else number
 
 
 def _factor(text: str) -> float:
@@ -45,9 +40,9 @@ KINDS: dict[str, Kind] = {
     "readiness-flaps": Kind("a ready pod says again and again that it is not"),
     "cold-503": Kind("requests are refused while no pod is ready, instead of waiting"),
     # Traffic
-    "split-wrong": Kind("the newest revision gets so much more than its percentage", _share, 0.15),
+    "split-wrong": Kind("the newest revision gets so much more than its percentage", parse_share, 0.15),
     "split-ignored": Kind("revisions share the traffic equally, whatever their percentages say"),
-    "split-leak": Kind("a revision from before the last gets so much of the traffic during a canary", _share, 0.05),
+    "split-leak": Kind("a revision from before the last gets so much traffic during a canary", parse_share, 0.05),
     "old-revision-revived": Kind("a new canary starts pods of a revision that has no traffic"),
     "dropped-at-rollover": Kind("connections break while the traffic moves"),
     "killed-not-drained": Kind("pods are killed with their requests, and leave the route afterwards"),
@@ -60,7 +55,7 @@ KINDS: dict[str, Kind] = {
     "never-zero": Kind("the last pod stays"),
     # Answers
     "wrong-outputs": Kind("numbers in REST JSON answers are changed"),
-    "errors": Kind("such a share of requests fails", _share, 0.02),
+    "errors": Kind("such a share of requests fails", parse_share, 0.02),
     "latency": Kind("requests take so many times longer", _factor, 3.0),
 }
 

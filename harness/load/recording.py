@@ -24,6 +24,19 @@ was stopped before the request was sent."""
 CONNECT, RESET, TIMEOUT, HTTP_4XX, HTTP_5XX, HTTP_OTHER, PROTOCOL, TRUNCATED, GRPC_STATUS, WRONG_ANSWER, NOT_SENT = (
     range(1, len(ERRORS))
 )
+
+
+def count_errors(errors: npt.NDArray[np.int16]) -> dict[str, int]:
+    """How many of each class there are; classes that did not occur are left out."""
+    counts = np.bincount(errors, minlength=len(ERRORS))
+    return {name: int(count) for name, count in zip(ERRORS, counts, strict=True) if name and count}
+
+
+def errors_text(errors: npt.NDArray[np.int16]) -> str:
+    """The same in words; empty where there is none."""
+    return ", ".join(f"{count} {name}" for name, count in count_errors(errors).items())
+
+
 TIMES = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns")
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from harness.deployed import Deployed
 from harness.errors import MeasurementError
-from harness.kserve import is_pod_ready
-from harness.load.recording import ERRORS
+from harness.kserve import is_pod_ready, is_pod_running
+from harness.load.recording import errors_text
 from harness.load.runner import WorkerError, run_stage
 from harness.podwatch import PodChange, PodWatch
 from harness.records import CheckResult, Record, Series, TimelineEvent
@@ -71,10 +71,6 @@ class Trial:
         return {name: max(0.0, after - before) for name, (before, after) in zip(PHASES, pairwise(ends), strict=True)}
 
 
-def _statuses(pod: Object, key: str) -> list[Object]:
-    return (pod.get("status") or {}).get(key) or []
-
-
 def _has_condition(kind: str) -> Callable[[Object], bool]:
     def holds(pod: Object) -> bool:
         conditions = (pod.get("status") or {}).get("conditions") or []
@@ -83,15 +79,11 @@ def _has_condition(kind: str) -> Callable[[Object], bool]:
     return holds
 
 
-def _runs(pod: Object) -> bool:
-    return any("running" in (item.get("state") or {}) for item in _statuses(pod, "containerStatuses"))
-
-
 _ENDS: dict[str, Callable[[Object], bool]] = {
     "created": lambda pod: True,
     "scheduled": _has_condition("PodScheduled"),
     "storage": _has_condition("Initialized"),
-    "started": _runs,
+    "started": is_pod_running,
     "ready": is_pod_ready,
 }
 
@@ -210,7 +202,7 @@ class _Suite:
             done_s=float((columns["done_ns"].max() - columns["dispatched_ns"].min()) / 1e9),
             sent=int(failed.size),
             failed=int(failed.sum()),
-            errors=_error_text(columns["error"]),
+            errors=errors_text(columns["error"]),
             wrong=wrong_answers(self.plan.protocol, stage, encoded, job.cycle),
             skew=clock_conflicts(changes, offset_s),
         )
@@ -305,14 +297,9 @@ class _Suite:
         return checks
 
 
-def _error_text(errors: Any) -> str:
-    counts = np.bincount(errors, minlength=len(ERRORS))
-    return ", ".join(f"{count} {ERRORS[index]}" for index, count in enumerate(counts) if index and count)
-
-
 def _nothing(columns: dict[str, Any], answers: dict[int, bytes]) -> Trial:
     count = int(columns["error"].size)
-    return Trial({}, 0.0, count, count, _error_text(columns["error"]), dict.fromkeys(answers, "not looked at"), "")
+    return Trial({}, 0.0, count, count, errors_text(columns["error"]), dict.fromkeys(answers, "not looked at"), "")
 
 
 async def cold_start(

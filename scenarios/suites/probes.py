@@ -14,7 +14,7 @@ import numpy as np
 from harness.deployed import Deployed
 from harness.errors import ClusterError, MeasurementError, ServecertError
 from harness.inputs import cases_for
-from harness.kserve import is_pod_ready
+from harness.kserve import is_pod_ready, is_pod_running
 from harness.load.job import Protocol
 from harness.podwatch import PodChange, PodWatch
 from harness.protocol.rest import RestClient, json_request
@@ -62,11 +62,6 @@ def _restarts(pod: Object) -> int:
     return sum(item.get("restartCount", 0) for item in (pod.get("status") or {}).get("containerStatuses") or [])
 
 
-def _runs(pod: Object) -> bool:
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    return any("running" in (item.get("state") or {}) for item in statuses)
-
-
 def _port(pod: Object) -> int:
     """Where the model server speaks HTTP: KServe's convention, unless the container names another port."""
     named = {item.get("name"): item["containerPort"] for item in pod["spec"]["containers"][0].get("ports") or []}
@@ -107,6 +102,10 @@ class _Suite:
             **shape,
         )
 
+    def _rest(self) -> RestClient:
+        endpoint = self.deployed.endpoint
+        return RestClient(endpoint.url, endpoint.model, host=endpoint.host, timeout_s=self.wanted.timeout_s)
+
     async def run(self) -> AsyncIterator[Record]:
         yield await self._start()
         self.status(f"{self.step}: busy")
@@ -126,9 +125,7 @@ class _Suite:
         endpoint = self.deployed.endpoint
         deadline = time.monotonic() + self.wanted.ready_within_s
         first = ""
-        async with RestClient(
-            endpoint.url, endpoint.model, host=endpoint.host, timeout_s=self.wanted.timeout_s
-        ) as rest:
+        async with self._rest() as rest:
             while True:
                 try:
                     case = (await cases_for(endpoint, rest, None))[0]
@@ -264,14 +261,12 @@ class _Suite:
         )
         within_s = self.wanted.ready_within_s
         born = await watch.until(
-            lambda item: item.name not in known and item.type != "DELETED" and _runs(item.pod), within_s
+            lambda item: item.name not in known and item.type != "DELETED" and is_pod_running(item.pod), within_s
         )
         if born is None:
             return [self.judge.unjudged("newborn", requirement, "no new pod was seen to run")]
         endpoint, kserve = self.deployed.endpoint, self.deployed.kserve
-        async with RestClient(
-            endpoint.url, endpoint.model, host=endpoint.host, timeout_s=self.wanted.timeout_s
-        ) as rest:
+        async with self._rest() as rest:
             case = (await cases_for(endpoint, rest, None))[0]
         body, port = json_request(case.inputs), _port(born.pod)
         model = f"/v2/models/{quote(endpoint.model, safe='')}"
@@ -356,9 +351,7 @@ class _Suite:
 
     async def _poll(self, polled: Polled) -> None:
         endpoint = self.deployed.endpoint
-        async with RestClient(
-            endpoint.url, endpoint.model, host=endpoint.host, timeout_s=self.wanted.timeout_s
-        ) as rest:
+        async with self._rest() as rest:
             case = (await cases_for(endpoint, rest, None))[0]
             while True:
                 try:

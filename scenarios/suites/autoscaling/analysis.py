@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,11 @@ class Watched:
     @property
     def seconds(self) -> int:
         return int(self.offered.size)
+
+    @property
+    def per_pod(self) -> Floats:
+        """Concurrency; while no pod is ready, what waits for one."""
+        return np.asarray(self.concurrency / np.maximum(self.ready, 1), dtype=np.float64)
 
 
 def concurrency_by_second(sent_s: Floats, done_s: Floats, seconds: int) -> Floats:
@@ -176,10 +181,3 @@ def first_below(ready: Floats, load_s: float, most: int) -> float | None:
     if above.size and above[-1] == after.size - 1:
         return None
     return float(above[-1] + 1) if above.size else 0.0
-
-
-def changes(values: Floats) -> list[tuple[int, int]]:
-    """(second, value) wherever it changed, the first included."""
-    found = [(0, int(values[0]))]
-    found += [(place + 1, int(after)) for place, (before, after) in enumerate(pairwise(values)) if after != before]
-    return found

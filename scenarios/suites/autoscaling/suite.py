@@ -202,7 +202,7 @@ class _Suite:
             "t_s": np.arange(seen.seconds, dtype=np.float64),
             "offered_per_s": seen.offered,
             "concurrency": seen.concurrency.round(4),
-            "per_pod": (seen.concurrency / np.maximum(seen.ready, 1)).round(4),
+            "per_pod": seen.per_pod.round(4),
             "desired": seen.desired,
             "ready": seen.ready,
             "ideal": ideal,
@@ -340,9 +340,7 @@ class _Suite:
         return [
             self.judge.measurement("replica_seconds", used, "s", seen.seconds),
             self.judge.measurement("replica_seconds.ideal", best, "s", seen.seconds),
-            self.judge.measurement(
-                "concurrency_per_pod.max", float((seen.concurrency / np.maximum(seen.ready, 1)).max()), "requests", 1
-            ),
+            self.judge.measurement("concurrency_per_pod.max", float(seen.per_pod.max()), "requests", 1),
         ]
 
     async def _wake(self) -> CheckResult:

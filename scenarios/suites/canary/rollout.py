@@ -24,7 +24,7 @@ from scenarios.suites.canary.counters import read
 from scenarios.suites.canary.modes import STATUS_S, Mode, mode_of
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
-from scenarios.suites.load.background import Background, Traffic, background, pause
+from scenarios.suites.load.background import Traffic, background, pause
 from scenarios.suites.load.requests import Encoded, encode
 
 SUITE = "canary-rollback"
@@ -174,7 +174,7 @@ class _Suite:
             await pause(running, 1.0)
             changed_s = time.monotonic()
             if change:
-                await self._while_running(running, change)
+                await change()
                 await pause(running, self.rollout.settle_s)
             counts_s = time.monotonic()
             await pause(running, max(seconds, LEAST_S))
@@ -184,12 +184,6 @@ class _Suite:
         if not found.counted.any():
             raise MeasurementError(f"{self.step}: no request of phase {name} counts; raise the rate")
         return found
-
-    @staticmethod
-    async def _while_running(running: Background, change: Callable[[], Awaitable[None]]) -> None:
-        """The change, unless the load breaks meanwhile."""
-        await change()
-        running.check()
 
     # The suite
 
@@ -204,7 +198,7 @@ class _Suite:
         predictor = self.deployed.predictor
         try:
             for number, candidate in enumerate(rollout.candidates, 1):
-                async for record in self._roll_out(number, candidate, current, predictor):
+                async for record in self._roll_out(number, candidate, current):
                     yield record
                 predictor, current = await self.deployed.variant(candidate), await self.mode.current()
             if rollout.broken:
@@ -250,9 +244,7 @@ class _Suite:
         wrong = phase.traffic.wrong
         return f", {len(wrong)} wrong answers, the first: {next(iter(wrong.values()))}" if wrong else ""
 
-    async def _roll_out(
-        self, number: int, candidate: Variant, current: str, predictor: Object
-    ) -> AsyncIterator[Record]:
+    async def _roll_out(self, number: int, candidate: Variant, current: str) -> AsyncIterator[Record]:
         rollout, name = self.rollout, f"candidate-{number}"
         wanted = await self.deployed.variant(candidate)
         version = created = ""
@@ -533,10 +525,6 @@ class _Suite:
             observed=f"{share} % for {created}, other versions: {strangers or 'none'}",
         )
         yield self._lossless(name, "candidate", phase)
-
-
-def _is_leaving(pod: Object) -> bool:
-    return bool(pod["metadata"].get("deletionTimestamp"))
 
 
 def _created_s(pod: Object) -> float:

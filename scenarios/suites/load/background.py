@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,8 +15,8 @@ import numpy.typing as npt
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError
 from harness.load.job import Job, Protocol
-from harness.load.recording import ERRORS
-from harness.load.runner import Control, Progress, StageResult, WorkerError, run_stage
+from harness.load.recording import errors_text
+from harness.load.runner import Control, StageResult, WorkerError, run_stage
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import Encoded, build_job, encode, read_answer, wrong_answers
 
@@ -32,12 +32,10 @@ class Traffic:
     """
 
     due_s: npt.NDArray[np.float64]
-    sent_s: npt.NDArray[np.float64]
     done_s: npt.NDArray[np.float64]
     error: npt.NDArray[np.int16]
     version: npt.NDArray[np.str_]
     wrong: dict[int, str]
-    stage: StageResult
 
     def __len__(self) -> int:
         return int(self.due_s.size)
@@ -54,8 +52,7 @@ class Traffic:
         return (self.due_s >= start_s) & (self.due_s < end_s)
 
     def errors_text(self, which: Bools) -> str:
-        counts = np.bincount(self.error[which & self.failed], minlength=len(ERRORS))
-        return ", ".join(f"{count} {ERRORS[index]}" for index, count in enumerate(counts) if index and count) or "none"
+        return errors_text(self.error[which]) or "none"
 
 
 class Background:
@@ -67,14 +64,10 @@ class Background:
         self.job = job
         self.encoded = encoded
         self.control = Control()
-        self.progress = Progress(0.0, 0, 0, 0)
         due = plan.due_ns() if plan.open_loop else None
         bodies = [item.body for item in encoded]
-        stage = run_stage(job, bodies, due, self._note, plan.processes, self.control)
+        stage = run_stage(job, bodies, due, lambda progress: None, plan.processes, self.control)
         self.task = asyncio.create_task(stage, name=f"load {plan.name}")
-
-    def _note(self, progress: Progress) -> None:
-        self.progress = progress
 
     def check(self) -> None:
         """Raises MeasurementError where the load has ended by itself."""
@@ -118,12 +111,10 @@ class Background:
 
         return Traffic(
             due_s=moments("due_ns"),
-            sent_s=moments("sent_ns"),
             done_s=moments("done_ns"),
             error=stage.columns["error"],
             version=np.array(versions, dtype=np.str_),
             wrong={places[row]: what for row, what in wrong.items()},
-            stage=stage,
         )
 
 
@@ -160,11 +151,9 @@ async def background(
         await asyncio.gather(running.task, return_exceptions=True)
 
 
-async def pause(running: Background, seconds: float, show: Callable[[Progress], None] | None = None) -> None:
+async def pause(running: Background, seconds: float) -> None:
     """Lets the load go on for so long. Raises MeasurementError as soon as it has broken."""
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
         await asyncio.sleep(min(0.25, left))
         running.check()
-        if show:
-            show(running.progress)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.endpoint import Endpoint
-from harness.load.recording import ERRORS
+from harness.load.recording import ERRORS, count_errors
 from harness.load.runner import StageResult
 from harness.records import CheckResult, Exchange, Level, LoadResult, Outcome, SampleBatch
 from harness.slo import Objective
@@ -74,7 +74,6 @@ def summarize_stage(
     done, error = columns["done_ns"], columns["error"]
     completed = int(((done >= start) & (done < end) & (error == 0)).sum())
     errors = int((batch.error != 0).sum())
-    counts = np.bincount(batch.error, minlength=len(ERRORS))
     latency = batch.latency_s
     taken = batch.dispatched_ns >= 0
     from_dispatch = (batch.done_ns[taken] - batch.dispatched_ns[taken]) / 1e9
@@ -95,7 +94,7 @@ def summarize_stage(
         warmup_s=round(start / 1e9 + (warmed_s or 0.0), 3),
         requests=len(batch),
         errors=errors,
-        errors_by_class={ERRORS[index]: int(count) for index, count in enumerate(counts) if index and count},
+        errors_by_class=count_errors(batch.error),
         achieved_rate_per_s=completed / seconds,
         goodput_per_s={
             objective.text: goodput(latency, batch.error != 0, objective.threshold, seconds) for objective in bounds
