@@ -260,15 +260,16 @@ class _Suite:
             "A new pod's readiness says yes only when an inference succeeds, asked from the start of its process."
         )
         within_s = self.wanted.ready_within_s
+        endpoint, kserve = self.deployed.endpoint, self.deployed.kserve
+        async with self._rest() as rest:
+            case = (await cases_for(endpoint, rest, None))[0]
+        body = json_request(case.inputs)  # ready before the pod is: it is asked at once
         born = await watch.until(
             lambda item: item.name not in known and item.type != "DELETED" and is_pod_running(item.pod), within_s
         )
         if born is None:
             return [self.judge.unjudged("newborn", requirement, "no new pod was seen to run")]
-        endpoint, kserve = self.deployed.endpoint, self.deployed.kserve
-        async with self._rest() as rest:
-            case = (await cases_for(endpoint, rest, None))[0]
-        body, port = json_request(case.inputs), _port(born.pod)
+        port = _port(born.pod)
         model = f"/v2/models/{quote(endpoint.model, safe='')}"
         asked, deadline = 0, time.monotonic() + within_s
         while True:
@@ -286,7 +287,7 @@ class _Suite:
             failure = ""
         except (ClusterError, LookupError) as error:
             failure = str(error)
-        said = f"the first yes came after {format_duration(first_s)} and {asked} questions"
+        said = f"the first yes came after {format_duration(first_s)} and {asked} question{'s' if asked != 1 else ''}"
         return [
             self.judge.measurement("newborn.first_yes", first_s, "s", 1),
             self.judge.check(
