@@ -25,6 +25,7 @@ from tests.helpers import (
     processes_mentioning,
     scripted_server,
     servecert,
+    servecert_undisturbed,
     wait_until,
 )
 
@@ -59,8 +60,8 @@ def test_run_passes_and_leaves_everything_needed_to_argue_about_it(tmp_path: Pat
         },
     ]
     out = tmp_path / "run"
-    result = servecert(
-        "run", str(scenario(tmp_path, steps)), "--out", str(out), "--json", "-", "--junit", str(tmp_path / "j.xml")
+    result = servecert_undisturbed(
+        *["run", str(scenario(tmp_path, steps)), "--json", "-", "--junit", str(tmp_path / "j.xml")], out=out
     )
     assert result.returncode == 0, result.stderr
     for name in (
@@ -223,21 +224,9 @@ def test_conformance_of_a_server_started_by_hand(reference: Reference, tmp_path:
     assert len(cases) == len(checks)
 
 
-def test_load_on_a_server_started_by_hand(reference: Reference) -> None:
-    result = servecert(
-        "load",
-        reference.url,
-        "--model",
-        "identity",
-        "--rate",
-        "100",
-        "--duration",
-        "2s",
-        "--slo",
-        "errors < 1%",
-        "--json",
-        "-",
-    )
+def test_load_on_a_server_started_by_hand(reference: Reference, tmp_path: Path) -> None:
+    command = ["load", reference.url, "--model", "identity", "--rate", "100", "--duration", "2s"]
+    result = servecert_undisturbed(*command, "--slo", "errors < 1%", "--json", "-", out=tmp_path / "run")
     assert result.returncode == 0, result.stderr
     data = json.loads(result.stdout)
     assert data["requests"] == 200
