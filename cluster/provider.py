@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from harness.errors import UsageError
+from harness.cluster_model import ClusterChoice, Existing, Local
+from harness.endpoint import Tls
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class ClusterSpec:
-    """What a scenario wants. ``directory`` is the provider's own; what it needs to remember lies there."""
-
-    provider: str
-    directory: Path
-    api_port: int = 0
-    ingress_port: int = 0
-    mirrors: dict[str, str] = field(default_factory=dict)
-    bookmark_s: float = 10.0
-    """How often a quiet watch of the embedded API says where it stands."""
-    hpa_period_s: float = 15.0
-    """How often the embedded cluster's horizontal pod autoscaler decides."""
 
 
 class Cluster(Protocol):
@@ -36,6 +22,16 @@ class Cluster(Protocol):
     @property
     def ingress(self) -> str:
         """``host:port`` that takes requests for every service, told apart by the Host header."""
+        ...
+
+    @property
+    def inside(self) -> str:
+        """The same as pods of the cluster have it; empty where that is not known."""
+        ...
+
+    @property
+    def tls(self) -> Tls | None:
+        """How the ingress proves who it is; None where it speaks plainly."""
         ...
 
     @property
@@ -52,13 +48,30 @@ class Cluster(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-PROVIDERS = ("local",)
+def up(
+    choice: ClusterChoice,
+    directory: Path,
+    stop: threading.Event | None = None,
+    progress: Progress = lambda line: None,
+    *,
+    keep: bool = False,
+) -> Cluster:
+    """A cluster of the chosen kind. ``directory`` is this run's own: what is not to outlive it lies there. ``keep``
+    means that the cluster is to outlive this process. With ``stop`` set, what was begun is taken down again.
 
+    Raises ClusterError when the cluster does not come up; nothing of it is left then that the ledger does not name.
+    """
+    stop = stop or threading.Event()
+    match choice:
+        case Local():
+            from cluster.local.provider import LocalCluster, LocalSpec
 
-def up(spec: ClusterSpec) -> Cluster:
-    """Raises UsageError for an unknown provider, ClusterError when the cluster does not come up."""
-    if spec.provider == "local":
-        from cluster.local.provider import LocalCluster
+            return LocalCluster.start(LocalSpec(directory), detached=keep)
+        case Existing():
+            from cluster.existing import ExistingCluster
 
-        return LocalCluster.start(spec)
-    raise UsageError(f"unknown provider {spec.provider!r}; expected one of {', '.join(PROVIDERS)}")
+            return ExistingCluster.open(choice, directory, stop, progress)
+        case _:
+            from cluster.managed import ManagedCluster
+
+            return ManagedCluster.create(choice, stop, progress, keep=keep)

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+import yaml
 from rich.console import Console
 
-from harness.cli_tools import checks_app, cluster_app, runtimes_app
-from harness.endpoint import Endpoint, check_url
-from harness.engine import Engine, default_directory
+from harness.cli_checks import lint_command, preflight_command
+from harness.cli_cluster import cluster_app, print_plan
+from harness.cli_tools import checks_app, runtimes_app
+from harness.endpoint import Endpoint, Tls, check_url
+from harness.engine import Engine, default_directory, planned_manifests
 from harness.errors import EXIT_INTERRUPTED, ServecertError, UsageError
 from harness.golden import read_json_object, read_payload
 from harness.load.distributed import Address
@@ -41,6 +44,8 @@ app = typer.Typer(
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(runtimes_app, name="runtimes")
 app.add_typer(checks_app, name="checks")
+app.command("lint")(lint_command)
+app.command("preflight")(preflight_command)
 
 Json = Annotated[str, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output")]
 Junit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="write the result as JUnit XML")]
@@ -48,7 +53,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but er
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="keep the run directory, with its report, here")]
 Url = Annotated[str, typer.Argument(metavar="URL", help="where the server is, such as http://127.0.0.1:8080")]
 Model = Annotated[str, typer.Option("--model", metavar="NAME", help="the model's name on the server")]
-Grpc = Annotated[str, typer.Option("--grpc", metavar="HOST:PORT", help="where the server speaks gRPC")]
+Grpc = Annotated[
+    str, typer.Option("--grpc", metavar="HOST:PORT", help="where the server speaks gRPC; grpcs://HOST:PORT with TLS")
+]
+Ca = Annotated[
+    Path | None, typer.Option("--ca", metavar="FILE", help="certificates (PEM) to trust with https and grpcs")
+]
 Host = Annotated[str, typer.Option("--host", help="the host name to ask for, where the URL is an ingress")]
 Payload = Annotated[Path | None, typer.Option("--payload", metavar="FILE", help="a v2 inference request to send")]
 Golden = Annotated[Path | None, typer.Option("--golden", metavar="FILE", help="golden cases (.npz) to send")]
@@ -74,7 +84,7 @@ def run(
     scenarios: Annotated[
         list[str], typer.Argument(metavar="SCENARIO…", help="scenario files, or names in the catalog")
     ],
-    provider: Annotated[str, typer.Option(help="where to run: local; overrides the scenario")] = "",
+    provider: Annotated[str, typer.Option(help="where to run: local, existing, …; overrides the scenario")] = "",
     out: Out = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, such as steps.0.rate=50/s")
@@ -82,6 +92,7 @@ def run(
     json: Json = "",
     junit: Junit = None,
     quiet: Quiet = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print what would be done")] = False,
 ) -> None:
     """Runs scenarios, from start to report."""
     changes = list(settings or [])
@@ -90,6 +101,10 @@ def run(
     loaded = [load_scenario(find_scenario(name), changes) for name in scenarios]
     if len(loaded) > 1 and (json or junit):
         raise UsageError("--json and --junit take one scenario; each run directory has results.json and junit.xml")
+    if dry_run:
+        for scenario in loaded:
+            _print_scenario(scenario)
+        return
     worst = 0
     for scenario in loaded:
         directory = default_directory(scenario.name) if out is None else out
@@ -99,6 +114,18 @@ def run(
         if worst == EXIT_INTERRUPTED:
             break
     raise typer.Exit(worst)
+
+
+def _print_scenario(scenario: Scenario) -> None:
+    """Cluster, manifests and steps, as they would be."""
+    print(f"# {scenario.name}")
+    print_plan(scenario.cluster)
+    print(f"\n# to deploy in namespace {scenario.namespace}:")
+    for manifest in planned_manifests(scenario):
+        print(f"---\n{yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True).rstrip()}")
+    print("\n# to carry out:")
+    for index, step in enumerate(scenario.steps):
+        print(f"# {index + 1}. {step.suite} on {step.service}")
 
 
 def _run_one(scenario: Scenario, output: Output) -> int:
@@ -115,13 +142,14 @@ def _endpoint(
     host: str,
     payload: Path | None,
     golden: Path | None,
+    ca: Path | None,
     deviations: dict[str, Deviation] | None = None,
 ) -> Endpoint:
-    address = grpc
+    address = grpc.removeprefix("grpcs://")
     if address:
         name, _, port = address.rpartition(":")
         if not name or not port.isdigit() or not 0 < int(port) < 65536:
-            raise UsageError(f"--grpc {address!r}: expected HOST:PORT, such as 127.0.0.1:8081")
+            raise UsageError(f"--grpc {address!r}: expected HOST:PORT, such as 127.0.0.1:8081, or grpcs://HOST:PORT")
     if not model:
         raise UsageError("--model: expected the model's name on the server")
     if payload is not None and golden is not None:
@@ -134,6 +162,8 @@ def _endpoint(
         model=model,
         host=host,
         grpc_address=address,
+        tls=Tls(ca) if ca else None,
+        grpc_tls=grpc.startswith("grpcs://"),
         golden=golden,
         payload=tuple(read_payload(payload)) if payload else (),
         deviations=deviations or {},
@@ -190,6 +220,7 @@ def conformance(
     ] = None,
     payload: Payload = None,
     golden: Golden = None,
+    ca: Ca = None,
     baseline: Annotated[Path | None, typer.Option(metavar="FILE", help="known deviations (YAML), with reasons")] = None,
     out: Out = None,
     json: Json = "",
@@ -198,7 +229,7 @@ def conformance(
     quiet: Quiet = False,
 ) -> None:
     """Checks a running server against the protocol."""
-    endpoint = _endpoint(url, model, grpc, host, payload, golden, read_baseline(baseline) if baseline else None)
+    endpoint = _endpoint(url, model, grpc, host, payload, golden, ca, read_baseline(baseline) if baseline else None)
     profiles = profile or ["rest", *(["grpc"] if grpc else [])]
     if "grpc" in profiles and not grpc:
         raise UsageError("--profile grpc needs --grpc HOST:PORT")
@@ -214,13 +245,14 @@ def parity(
     golden: Annotated[Path, typer.Option(metavar="FILE", help="golden cases (.npz)")],
     grpc: Grpc = "",
     host: Host = "",
+    ca: Ca = None,
     out: Out = None,
     json: Json = "",
     junit: Junit = None,
     quiet: Quiet = False,
 ) -> None:
     """Compares a running server with golden outputs."""
-    endpoint = _endpoint(url, model, grpc, host, None, golden)
+    endpoint = _endpoint(url, model, grpc, host, None, golden, ca)
     _run_step(
         _validated(ParityStep, {"suite": "parity", "service": "target"}), endpoint, 1, Output(out, json, junit, quiet)
     )
@@ -248,9 +280,16 @@ Payloads = Annotated[
 
 
 def _load_endpoint(
-    url: str, model: str, grpc: str, host: str, payloads: list[str] | None, golden: Path | None, protocol: str
+    url: str,
+    model: str,
+    grpc: str,
+    host: str,
+    payloads: list[str] | None,
+    golden: Path | None,
+    ca: Path | None,
+    protocol: str,
 ) -> Endpoint:
-    endpoint = _endpoint(url, model, grpc, host, None, golden)
+    endpoint = _endpoint(url, model, grpc, host, None, golden, ca)
     if protocol == "openai":
         return replace(endpoint, chat=tuple(read_json_object(Path(text)) for text in payloads or []))
     if payloads and golden is not None:
@@ -302,6 +341,7 @@ def load(
     host: Host = "",
     payload: Payloads = None,
     golden: Golden = None,
+    ca: Ca = None,
     out: Out = None,
     json: Json = "",
     junit: Junit = None,
@@ -328,7 +368,7 @@ def load(
     optional = {"duration": duration, "rate": rate, "shape": shape, "trace": trace, "concurrency": concurrency}
     values |= {key: value for key, value in optional.items() if value is not None}
     step = _validated(LoadStep, values)
-    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, protocol)
+    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, ca, protocol)
     _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
 
 
@@ -355,6 +395,7 @@ def capacity(
     host: Host = "",
     payload: Payloads = None,
     golden: Golden = None,
+    ca: Ca = None,
     out: Out = None,
     json: Json = "",
     junit: Junit = None,
@@ -380,7 +421,7 @@ def capacity(
         "slo": slo or [],
     }
     step = _validated(CapacityStep, values)
-    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, protocol)
+    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, ca, protocol)
     _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
 
 

@@ -1,4 +1,4 @@
-"""``servecert cluster``, ``servecert runtimes`` and ``servecert checks``."""
+"""``servecert runtimes`` and ``servecert checks``."""
 
 from __future__ import annotations
 
@@ -15,92 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.local import podshim
-from cluster.local.provider import LocalCluster
-from cluster.provider import PROVIDERS, ClusterSpec
 from harness.environments import cache_directory, unwritable
-from harness.errors import EXIT_FAILED, ClusterError, UsageError
+from harness.errors import UsageError
 from harness.runtimes import build_model, find_runtime, model_specs, runtime_specs
 from harness.session import emit_json
 
 SHIM = Path(podshim.__file__)
 
-cluster_app = typer.Typer(help="Brings a cluster up, and takes it down.", no_args_is_help=True)
 runtimes_app = typer.Typer(help="The reference runtimes.", no_args_is_help=True)
 checks_app = typer.Typer(help="The checks of the conformance suite.", no_args_is_help=True)
 
 Json = Annotated[str, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output")]
-Provider = Annotated[str, typer.Option(help="local")]
-
-
-def _directory(provider: str) -> Path:
-    if provider not in PROVIDERS:
-        raise UsageError(f"unknown provider {provider!r}; expected one of {', '.join(PROVIDERS)}")
-    return cache_directory() / "clusters" / provider
-
-
-def _describe(cluster: LocalCluster) -> dict[str, Any]:
-    return {key: cluster.state[key] for key in ("api", "ingress", "kubeconfig", "domain", "pid")}
-
-
-def _print_cluster(cluster: LocalCluster) -> None:
-    print(f"export KUBECONFIG={cluster.kubeconfig}")
-    host = f"<isvc>.<namespace>.{cluster.state['domain']}"
-    print(f"# services answer at http://{cluster.ingress} with the Host header {host},")
-    print(f"# and in a browser at http://{cluster.ingress}/serving/<namespace>/<isvc>/")
-
-
-@cluster_app.command()
-def up(
-    provider: Provider = "local",
-    api_port: Annotated[int, typer.Option(help="port of the Kubernetes API; 0 takes a free one")] = 0,
-    ingress_port: Annotated[int, typer.Option(help="port of the ingress; 0 takes a free one")] = 0,
-    mirror: Annotated[
-        list[str] | None, typer.Option(metavar="PREFIX=DIR", help="where URIs that begin so are read from instead")
-    ] = None,
-    json: Json = "",
-) -> None:
-    """Starts a cluster that keeps running, and prints how to reach it."""
-    directory = _directory(provider)
-    mirrors = {}
-    for item in mirror or []:
-        prefix, separator, target = item.rpartition("=")
-        if not separator or not Path(target).is_dir():
-            raise UsageError(f"--mirror {item!r}: expected PREFIX=DIRECTORY, and the directory must exist")
-        mirrors[prefix] = str(Path(target).resolve())
-    cluster = LocalCluster.find(directory)
-    if cluster is None:
-        spec = ClusterSpec(provider, directory, api_port, ingress_port, mirrors)
-        cluster = LocalCluster.start(spec, detached=True)
-    elif api_port or ingress_port or mirrors:
-        raise ClusterError("a cluster is already up, with other settings; take it down first: servecert cluster down")
-    if json:
-        emit_json(json, _describe(cluster))
-    else:
-        _print_cluster(cluster)
-
-
-@cluster_app.command()
-def status(provider: Provider = "local", json: Json = "") -> None:
-    """Says whether the cluster is up: exit code 0 when it is, 1 when not."""
-    cluster = LocalCluster.find(_directory(provider))
-    if json:
-        emit_json(json, {"up": cluster is not None, **(_describe(cluster) if cluster else {})})
-    elif cluster:
-        _print_cluster(cluster)
-    else:
-        print("no cluster is up; start one with: servecert cluster up")
-    raise typer.Exit(0 if cluster else EXIT_FAILED)
-
-
-@cluster_app.command()
-def down(provider: Provider = "local") -> None:
-    """Ends the cluster and everything that runs on it."""
-    cluster = LocalCluster.find(_directory(provider))
-    if cluster:
-        cluster.down()
-        print("the cluster is down")
-    else:
-        print("no cluster was up")
 
 
 @runtimes_app.command("list")

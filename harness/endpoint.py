@@ -8,8 +8,29 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from harness.errors import UsageError
+from harness.protocol.grpc_client import GrpcClient
+from harness.protocol.rest import RestClient
 from harness.protocol.tensors import Tensor
 from harness.records import Deviation
+
+
+@dataclass(frozen=True)
+class Tls:
+    """``ca`` is a file of certificates to trust; None trusts the system's."""
+
+    ca: Path | None = None
+
+    def trusted(self) -> str:
+        """The certificates as PEM text; empty for the system's. Raises UsageError."""
+        if self.ca is None:
+            return ""
+        try:
+            text = self.ca.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the certificates {self.ca}: {error}") from error
+        if "-----BEGIN CERTIFICATE-----" not in text:
+            raise UsageError(f"{self.ca}: expected certificates in PEM")
+        return text
 
 
 @dataclass(frozen=True)
@@ -22,6 +43,11 @@ class Endpoint:
     model: str
     host: str = ""
     grpc_address: str = ""
+    inside: str = ""
+    """HOST:PORT at which pods of the cluster reach the ingress; empty where that is not known."""
+    tls: Tls | None = None
+    """Whom to trust where TLS is spoken, which an ``https`` URL says; None trusts the system's certificates."""
+    grpc_tls: bool = False
     golden: Path | None = None
     payload: tuple[Tensor, ...] = ()
     mix: tuple[tuple[tuple[Tensor, ...], float], ...] = ()
@@ -35,7 +61,18 @@ class Endpoint:
     @property
     def address(self) -> tuple[str, int]:
         parts = urlsplit(self.url)
-        return parts.hostname or "", parts.port or 80
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+    def rest(self, timeout_s: float = 15.0) -> RestClient:
+        return RestClient(self.url, self.model, host=self.host, timeout_s=timeout_s, ca=self.trusted())
+
+    def grpc(self, timeout_s: float = 15.0) -> GrpcClient:
+        ca = self.trusted() if self.grpc_tls else None
+        return GrpcClient(self.grpc_address, self.model, authority=self.host, timeout_s=timeout_s, ca=ca)
+
+    def trusted(self) -> str:
+        """The certificates to trust where TLS is spoken, as PEM; empty for the system's."""
+        return self.tls.trusted() if self.tls else ""
 
 
 def check_url(url: str) -> str:

@@ -13,22 +13,33 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from cluster.delivery import Delivered, Delivery
+from cluster.generators import IMAGE as GENERATORS_IMAGE
+from cluster.generators import ClusterGenerators
+from cluster.kube import Kube
 from cluster.local.faults import ANNOTATION as FAULTS
-from cluster.provider import Cluster, ClusterSpec, up
+from cluster.preflight import Answer, preflight
+from cluster.provider import Cluster, up
+from harness.cluster_model import Aks, ClusterChoice, Local
 from harness.deployed import Deployed
 from harness.endpoint import Endpoint
-from harness.errors import BringUpError, DeployError, ServecertError
+from harness.errors import BringUpError, ClusterError, DeployError, ServecertError, UnreachableError
 from harness.kserve import KServe
 from harness.observer import Observer
 from harness.records import Deviation, Measurement, TimelineEvent
 from harness.runstore import RunStore
-from harness.runtimes import BuiltModel, Runtime, build_model, find_runtime
+from harness.runtimes import BuiltModel, Runtime, build_model, find_runtime, in_registry, planned_model
 from harness.scenario import resolved
 from harness.scenario_model import Scenario, Service, Variant
 from harness.steps import Target, run_step
+
+_T = TypeVar("_T")
+INGRESS_S = 20.0
+PATIENCE_S = 45.0
+"""A real API server is away for half a minute now and then: upgraded, or its load balancer moved."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class Prepared:
     service: Service
     runtime: Runtime | None
     model: BuiltModel | None
+    delivered: Delivered | None = None
 
 
 def default_directory(name: str) -> Path:
@@ -46,9 +58,19 @@ def default_directory(name: str) -> Path:
     return Path("runs") / f"{stamp}-{name}"
 
 
-def manifests(prepared: Prepared, namespace: str) -> list[dict[str, Any]]:
+def planned_manifests(scenario: Scenario) -> list[dict[str, Any]]:
+    """What would be deployed, as far as that is known before anything is built or delivered."""
+    found = []
+    for name, service in scenario.services.items():
+        runtime = find_runtime(service.runtime) if service.runtime else None
+        model = planned_model(service.model) if service.model else None
+        found += manifests(Prepared(name, service, runtime, model), scenario)
+    return found
+
+
+def manifests(prepared: Prepared, scenario: Scenario) -> list[dict[str, Any]]:
     """The InferenceService, and before it the ServingRuntime that pins the runtime's version."""
-    service = prepared.service
+    service, namespace = prepared.service, scenario.namespace
     annotations = dict(service.annotations)
     if service.faults:
         annotations[FAULTS] = ", ".join(service.faults)
@@ -60,16 +82,18 @@ def manifests(prepared: Prepared, namespace: str) -> list[dict[str, Any]]:
     assert prepared.runtime is not None
     assert prepared.model is not None
     runtime_name = "servecert-" + prepared.runtime.name.replace("@", "-").replace(".", "-")
-    predictor = {**service.predictor}
+    predictor = {**placement(service.predictor, scenario.cluster), **service.predictor}
     predictor["model"] = {
         "modelFormat": {"name": prepared.model.spec.format},
         "protocolVersion": "v2",
         "runtime": runtime_name,
-        "storageUri": f"file://{prepared.model.artifacts}",
+        "storageUri": prepared.delivered.storage_uri if prepared.delivered else f"file://{prepared.model.artifacts}",
         **predictor.get("model", {}),
     }
+    if prepared.delivered is not None and prepared.delivered.service_account is not None:
+        predictor.setdefault("serviceAccountName", prepared.delivered.service_account)
     return [
-        prepared.runtime.serving_runtime(runtime_name),
+        prepared.runtime.serving_runtime(runtime_name, registry=getattr(scenario.cluster, "registry", None)),
         {
             "apiVersion": "serving.kserve.io/v1beta1",
             "kind": "InferenceService",
@@ -77,6 +101,27 @@ def manifests(prepared: Prepared, namespace: str) -> list[dict[str, Any]]:
             "spec": {"predictor": predictor},
         },
     ]
+
+
+def placement(predictor: dict[str, Any], cluster: ClusterChoice) -> dict[str, Any]:
+    """What lets pods that ask for GPUs onto the nodes that have them: tolerations of the pool's taints."""
+    resources = (predictor.get("model") or {}).get("resources") or {}
+    asks = any(str(key).startswith("nvidia.com/") for part in resources.values() for key in part or {})
+    gpu = getattr(cluster, "gpu", None)
+    if not asks or gpu is None:
+        return {}
+    tolerations = [_toleration(taint) for taint in gpu.taints]
+    if isinstance(cluster, Aks) and gpu.spot:
+        tolerations.append(_toleration("kubernetes.azure.com/scalesetpriority=spot:NoSchedule"))
+    return {"tolerations": tolerations}
+
+
+def _toleration(taint: str) -> dict[str, str]:
+    left, _, effect = taint.rpartition(":")
+    key, separator, value = left.partition("=")
+    if not separator:
+        return {"key": key, "operator": "Exists", "effect": effect}
+    return {"key": key, "operator": "Equal", "value": value, "effect": effect}
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -103,13 +148,51 @@ def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster) -> E
     return Endpoint(
         service=prepared.name,
         runtime=label,
-        url=f"http://{cluster.ingress}",
+        url=f"{'https' if cluster.tls else 'http'}://{cluster.ingress}",
+        tls=cluster.tls,
+        grpc_tls=cluster.tls is not None,
+        inside=cluster.inside,
         model=prepared.service.served_model or prepared.name,
         host=host,
         grpc_address=cluster.ingress,
         golden=prepared.model.golden if prepared.model else None,
         deviations=deviations,
     )
+
+
+async def through_ingress(endpoint: Endpoint) -> None:
+    """Returns when requests get through to the service: an ingress learns of it a moment after it is ready. An answer
+    that stays an error is for the suites to judge. Raises DeployError where nothing answers at all."""
+    deadline = time.monotonic() + INGRESS_S
+    async with endpoint.rest(5.0) as rest:
+        while True:
+            try:
+                answer = await rest.request("GET", f"{rest.model_path}/ready")
+                if answer.status not in (404, 502, 503) or time.monotonic() > deadline - INGRESS_S / 2:
+                    return
+            except UnreachableError as error:
+                if time.monotonic() > deadline:
+                    raise DeployError(
+                        f"InferenceService {endpoint.service} is ready, and the ingress at {endpoint.url} does not"
+                        f" answer for {endpoint.host}: {error}; where it is, cluster.reach can say"
+                    ) from error
+            await asyncio.sleep(0.5)
+
+
+async def _to_the_end(task: asyncio.Task[_T]) -> _T:
+    """The task's result. A cancellation in the meantime does not keep it from its end, and is raised after it."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+        except ServecertError:
+            break
+    result = task.result()
+    if cancelled:
+        raise asyncio.CancelledError
+    return result
 
 
 class Engine:
@@ -121,6 +204,8 @@ class Engine:
         self.observer = observer
         self.stop = threading.Event()
         self.deployed: dict[str, Deployed] = {}
+        self.delivery: Delivery | None = None
+        self.within: ClusterGenerators | None = None
 
     async def run(self) -> None:
         """Errors of services and steps become part of the run; only a run directory that cannot be written raises."""
@@ -153,30 +238,53 @@ class Engine:
 
     @contextlib.asynccontextmanager
     async def _cluster(self) -> AsyncIterator[Cluster]:
-        provider = self.scenario.cluster.provider
-        self.observer.phase(f"bringing up the cluster ({provider})")
+        choice = self.scenario.cluster
+        self.observer.phase(f"bringing up the cluster ({choice.provider})")
         # The cluster removes its directory itself, so that it is gone even when this process is killed.
         directory = Path(tempfile.mkdtemp(prefix="servecert-cluster-"))
         started = time.monotonic()
         try:
-            cluster = await asyncio.to_thread(up, ClusterSpec(provider, directory))
+            cluster = await self._up(directory)
             try:
                 seconds = time.monotonic() - started
-                self._event("cluster up", f"{provider}, {seconds:.2f} s")
+                self._event("cluster up", f"{choice.provider}, {seconds:.2f} s")
                 self.store.add(Measurement("cluster.up", seconds, "s", 1))
                 yield cluster
             finally:
                 with contextlib.suppress(ServecertError):
                     self.store.write_text("logs/cluster.log", cluster.logs())
-                await asyncio.to_thread(cluster.down)
+                self.observer.status("taking the cluster down")
+                await _to_the_end(asyncio.create_task(asyncio.to_thread(cluster.down)))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
+    async def _up(self, directory: Path) -> Cluster:
+        """Where this is cancelled, what was begun is taken down before it raises."""
+        call = asyncio.to_thread(up, self.scenario.cluster, directory, self.stop, self.observer.status)
+        task = asyncio.create_task(call)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self.stop.set()
+            with contextlib.suppress(ServecertError):
+                cluster = await _to_the_end(task)
+                await _to_the_end(asyncio.create_task(asyncio.to_thread(cluster.down)))
+            raise
+
     async def _on_cluster(self, cluster: Cluster) -> None:
-        kserve = KServe(cluster.kubeconfig, self.scenario.namespace)
+        choice = self.scenario.cluster
+        kserve = KServe(cluster.kubeconfig, self.scenario.namespace, 0.0 if isinstance(choice, Local) else PATIENCE_S)
+        if not isinstance(choice, Local) and choice.preflight:
+            await self._preflight(cluster)
         await kserve.ensure_namespace()
         self.store.info["kubernetes"] = await kserve.version()
         self.observer.phase("preparing runtimes and models")
+        log = cluster.kubeconfig.parent / "kubectl.log"
+        if not isinstance(choice, Local):
+            image = in_registry(GENERATORS_IMAGE, choice.registry)
+            self.within = ClusterGenerators(cluster.kubeconfig, self.scenario.namespace, image, log, self.stop)
+        if (models := getattr(choice, "models", None)) is not None:
+            self.delivery = Delivery(models, cluster.kubeconfig, self.scenario.namespace, log, self.stop)
         prepared = await self._prepare()
         try:
             self.observer.phase("deploying")
@@ -185,6 +293,19 @@ class Engine:
         finally:
             await self._collect(kserve, prepared)
 
+    async def _preflight(self, cluster: Cluster) -> None:
+        """Raises ClusterError that says everything that the cluster lacks."""
+        self.observer.phase("asking whether the cluster can run this")
+        found = await asyncio.to_thread(preflight, self.scenario, Kube(cluster.kubeconfig))
+        failed = [item for item in found if item.answer is Answer.FAILED]
+        self._event("preflight", f"{len(found) - len(failed)} of {len(found)} fit")
+        if failed:
+            lines = [f"- needs {item.needs}; found {item.found}; {item.fix}" for item in failed]
+            raise ClusterError(
+                "the cluster cannot run this scenario (cluster.preflight: false runs it all the same):\n"
+                + "\n".join(lines)
+            )
+
     # Before the steps
 
     def _build(self, name: str, service: Service) -> Prepared:
@@ -192,10 +313,13 @@ class Engine:
             self.observer.status(f"{name}: {line[:100]}")
 
         runtime = find_runtime(service.runtime) if service.runtime else None
-        if runtime is not None:
-            runtime.python(progress, self.stop)
+        if runtime is not None and isinstance(self.scenario.cluster, Local):
+            runtime.python(progress, self.stop)  # elsewhere it is in the image
         model = build_model(service.model, progress, self.stop) if service.model else None
-        return Prepared(name, service, runtime, model)
+        delivered = None
+        if model is not None and self.delivery is not None and "storageUri" not in service.predictor.get("model", {}):
+            delivered = self.delivery.deliver(model.spec.name, model.artifacts, progress)
+        return Prepared(name, service, runtime, model, delivered)
 
     async def _prepare(self) -> list[Prepared]:
         """Environments and models, side by side. A service whose runtime cannot be built is left out."""
@@ -217,7 +341,7 @@ class Engine:
     async def _deploy(self, kserve: KServe, cluster: Cluster, prepared: list[Prepared]) -> None:
         async def deploy(item: Prepared) -> None:
             started = time.monotonic()
-            wanted = manifests(item, self.scenario.namespace)
+            wanted = manifests(item, self.scenario)
             isvc_manifest = wanted[-1]
             try:
                 for manifest in wanted:
@@ -227,7 +351,9 @@ class Engine:
                 isvc = await kserve.wait_ready(
                     item.name, item.service.ready_within, lambda text: self.observer.status(f"{item.name}: {text}")
                 )
-                endpoint = endpoint_of(item, isvc, cluster)
+                endpoint = await asyncio.to_thread(endpoint_of, item, isvc, cluster)
+                if not isinstance(self.scenario.cluster, Local):
+                    await through_ingress(endpoint)
             except ServecertError as error:
                 self._error(error, item.name)
                 return
@@ -261,7 +387,7 @@ class Engine:
             }
         )
         prepared = await asyncio.to_thread(self._build, item.name, wanted)
-        *runtimes, isvc = manifests(prepared, self.scenario.namespace)
+        *runtimes, isvc = manifests(prepared, self.scenario)
         for manifest in runtimes:
             self.store.write_manifest(f"{item.name}-{manifest['metadata']['name']}", manifest)
             await kserve.apply(manifest)
@@ -284,7 +410,7 @@ class Engine:
             entry["state"] = "running"
             self.store.save_info()
             try:
-                target = Target(deployed.endpoint, deployed)
+                target = Target(deployed.endpoint, deployed, self.within)
                 await run_step(step, name, target, self.scenario.seed, self.store, self.observer)
                 entry["state"] = "done"
             except ServecertError as error:
@@ -316,3 +442,6 @@ class Engine:
         for item in prepared:
             with contextlib.suppress(ServecertError):
                 await kserve.delete(item.name)
+        if self.delivery is not None:
+            with contextlib.suppress(ServecertError):
+                await asyncio.to_thread(self.delivery.clean)

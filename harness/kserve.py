@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from harness.apierrors import PASSING, explain
 from harness.errors import ClusterError, DeployError, UsageError
 from harness.podwatch import PodWatch
 from harness.records import TimelineEvent
@@ -22,6 +23,7 @@ POLL_S = 0.2
 LOG_LINES = 40
 PROXY_S = 15.0
 CONFLICTS = 5
+RETRY_S = 1.0
 _PLURALS = {"InferenceService": "inferenceservices", "ServingRuntime": "servingruntimes"}
 _HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError")
 CRASHES = 2
@@ -35,11 +37,13 @@ class _ConflictError(ClusterError):
 class KServe:
     """One cluster and one namespace. Blocking calls run in threads; all errors of the API become ClusterError."""
 
-    def __init__(self, kubeconfig: Path, namespace: str) -> None:
-        """Raises UsageError for a kubeconfig that cannot be read."""
+    def __init__(self, kubeconfig: Path, namespace: str, patience_s: float = 0.0) -> None:
+        """``patience_s`` is for how long a call is repeated while the API does not answer, or answers that it cannot
+        now. Raises UsageError for a kubeconfig that cannot be read."""
         from kubernetes import client, config
 
         self.namespace = namespace
+        self.patience_s = patience_s
         try:
             configuration: Any = client.Configuration()
             # The client writes certificates into files; beside the kubeconfig they go when it goes.
@@ -56,17 +60,24 @@ class KServe:
         self._client = client
 
     async def _call(self, what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """``_request_timeout`` bounds each call. 404 raises LookupError."""
-        try:
-            return await asyncio.to_thread(function, *arguments, _request_timeout=30, **options)
-        except self._client.ApiException as error:
-            if error.status == 404:
-                raise LookupError(what) from error
-            if error.status == 409:
-                raise _ConflictError(f"{what}: {error.reason}: {error.body}") from error
-            raise ClusterError(f"{what}: the API answered {error.status} {error.reason}: {error.body}") from error
-        except Exception as error:  # urllib3 raises many kinds
-            raise ClusterError(f"{what}: the Kubernetes API does not answer: {error}") from error
+        """``_request_timeout`` bounds each call. 404 raises LookupError. Repeating is safe: a creation that had
+        succeeded after all is a conflict, which ``apply`` expects."""
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            try:
+                return await asyncio.to_thread(function, *arguments, _request_timeout=30, **options)
+            except self._client.ApiException as error:
+                if error.status == 404:
+                    raise LookupError(what) from error
+                if error.status == 409:
+                    raise _ConflictError(f"{what}: {explain(error.status, error.reason, str(error.body))}") from error
+                if error.status not in PASSING or time.monotonic() > deadline:
+                    raise ClusterError(f"{what}: {explain(error.status, error.reason, str(error.body))}") from error
+            except Exception as error:  # urllib3 raises many kinds
+                if time.monotonic() > deadline:
+                    for_s = f" for {self.patience_s:g} s" if self.patience_s else ""
+                    raise ClusterError(f"{what}: the Kubernetes API does not answer{for_s}: {error}") from error
+            await asyncio.sleep(RETRY_S)
 
     async def ensure_namespace(self) -> bool:
         """Whether it was created just now."""
@@ -190,7 +201,8 @@ class KServe:
 
     def watch_pods(self, name: str) -> PodWatch:
         """An asynchronous context manager that follows the pods of a service."""
-        return PodWatch(self._core, self.namespace, f"serving.kserve.io/inferenceservice={name}")
+        selector = f"serving.kserve.io/inferenceservice={name}"
+        return PodWatch(self._core, self.namespace, selector, self.patience_s)
 
     async def pods(self, name: str) -> list[Object]:
         selector = f"serving.kserve.io/inferenceservice={name}"
@@ -230,14 +242,45 @@ class KServe:
                 shown = text
                 progress(text)
             if why := hopeless(isvc, pods):
-                raise DeployError(f"InferenceService {self.namespace}/{name}: {why}", await self.last_log(pods))
+                raise DeployError(
+                    f"InferenceService {self.namespace}/{name}: {why}{await self.last_warning(name)}",
+                    await self.last_log(pods),
+                )
             if time.monotonic() > deadline:
                 raise DeployError(
                     f"InferenceService {self.namespace}/{name} was not ready within {within_s:g} s ({text});"
-                    " raise ready_within if it only needs longer",
+                    f" raise ready_within if it only needs longer{await self.last_warning(name)}",
                     await self.last_log(pods),
                 )
             await asyncio.sleep(POLL_S)
+
+    async def last_warning(self, name: str) -> str:
+        """The newest warning among the events of a service's objects, with the object; empty where there is none."""
+        try:
+            listed = await self._call("events", self._core.list_namespaced_event, self.namespace)
+        except (LookupError, ClusterError):
+            return ""
+        items: list[Object] = self._core.api_client.sanitize_for_serialization(listed.items)
+        theirs = [
+            item
+            for item in items
+            if item.get("type") == "Warning" and str(item["involvedObject"].get("name", "")).startswith(name)
+        ]
+        if not theirs:
+            return ""
+        newest = max(theirs, key=lambda item: str(item.get("lastTimestamp") or item.get("eventTime") or ""))
+        about = newest["involvedObject"]
+        what = f"{newest.get('reason')}: {newest.get('message')}"
+        return f"; last warning: {about.get('kind')} {self.namespace}/{about.get('name')}: {what}"
+
+    async def node(self, name: str) -> Object | None:
+        """None where it does not exist, or may not be read."""
+        try:
+            found = await self._call(f"node {name}", self._core.read_node, name)
+        except (LookupError, ClusterError):
+            return None
+        result: Object = self._core.api_client.sanitize_for_serialization(found)
+        return result
 
     async def last_log(self, pods: list[Object]) -> str:
         """The newest words of the container that is in trouble, of the run before where the present one has none."""
@@ -328,6 +371,8 @@ def describe_state(isvc: Object, pods: list[Object]) -> str:
     """One line for people who wait."""
     waits = []
     for pod in pods:
+        if why := unschedulable(pod):
+            waits.append(f"unschedulable: {why}")
         for item in _statuses(pod):
             state = item.get("state") or {}
             if reason := (state.get("waiting") or {}).get("reason"):
@@ -336,6 +381,14 @@ def describe_state(isvc: Object, pods: list[Object]) -> str:
                 waits.append("loading" if item["name"] != "storage-initializer" else "downloading the model")
     model = (isvc.get("status") or {}).get("modelStatus") or {}
     return ", ".join(dict.fromkeys(waits)) or model.get("transitionStatus") or "no pod yet"
+
+
+def unschedulable(pod: Object) -> str:
+    """What the scheduler says of a pod that it has no node for; empty for others."""
+    for item in (pod.get("status") or {}).get("conditions") or []:
+        if item["type"] == "PodScheduled" and item["status"] == "False":
+            return str(item.get("message") or item.get("reason") or "no node fits")
+    return ""
 
 
 def hopeless(isvc: Object, pods: list[Object]) -> str | None:

@@ -15,6 +15,7 @@ Object = dict[str, Any]
 WATCH_S = 60
 """A watch is renewed so often; nothing is lost in between."""
 READY_S = 15.0
+RETRY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,12 @@ class PodChange:
 class PodWatch:
     """``changes`` grows while it is open. Raises ClusterError on leaving where the watch broke."""
 
-    def __init__(self, core: Any, namespace: str, selector: str) -> None:
+    def __init__(self, core: Any, namespace: str, selector: str, patience_s: float = 0.0) -> None:
+        """``patience_s`` is for how long the API may not answer before the watch counts as broken."""
         self._core = core
         self._namespace = namespace
         self._selector = selector
+        self._patience_s = patience_s
         self._stop = threading.Event()
         self._opened = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="pod watch", daemon=True)
@@ -86,6 +89,7 @@ class PodWatch:
                 self._note("ADDED", item)
             version = listed.metadata.resource_version
             self._opened.set()
+            heard_s = time.monotonic()
             while not self._stop.is_set():
                 self._watch = watch.Watch()  # type: ignore[no-untyped-call]
                 try:
@@ -97,6 +101,7 @@ class PodWatch:
                         timeout_seconds=WATCH_S,
                         _request_timeout=WATCH_S + 15,
                     ):
+                        heard_s = time.monotonic()
                         version = event["object"].metadata.resource_version
                         self._note(event["type"], event["object"])
                         if self._stop.is_set():
@@ -105,6 +110,12 @@ class PodWatch:
                     if error.status != 410:
                         raise
                     version = None  # too old: from what is there now on
+                except Exception:  # urllib3 raises many kinds
+                    if time.monotonic() - heard_s > WATCH_S + self._patience_s or not self._patience_s:
+                        raise
+                    self._stop.wait(RETRY_S)
+                else:
+                    heard_s = time.monotonic()
         except Exception as error:  # urllib3 raises many kinds
             if not self._stop.is_set():
                 self._error = error

@@ -108,6 +108,14 @@ class Runtime:
         text = self.requirements()
         return text is None or is_built(environment_path(self.name.replace("@", "-"), text))
 
+    @property
+    def interpreter(self) -> Path:
+        """Of its environment, whether that is built or not."""
+        text = self.requirements()
+        if text is None:
+            return Path(sys.executable)
+        return environment_path(self.name.replace("@", "-"), text) / "bin" / "python"
+
     def python(self, progress: Progress = lambda line: None, stop: threading.Event | None = None) -> Path:
         """The interpreter of the runtime's environment, which is built first if need be."""
         text = self.requirements()
@@ -131,11 +139,13 @@ class Runtime:
             for check in entry.checks
         }
 
-    def serving_runtime(self, name: str, kind: str = "ServingRuntime") -> dict[str, Any]:
-        """The manifest with this version's image in its first container."""
+    def serving_runtime(self, name: str, kind: str = "ServingRuntime", registry: str | None = None) -> dict[str, Any]:
+        """The manifest with this version's image in its first container. ``registry`` is where the images were pushed
+        to that this project builds itself (``servecert/…``)."""
+        image = in_registry(self.image, registry)
         spec = {**self.spec.serving_runtime}
         first, *others = spec["containers"]
-        spec["containers"] = [{**first, "image": self.image}, *others]
+        spec["containers"] = [{**first, "image": image}, *others]
         return {
             "apiVersion": "serving.kserve.io/v1alpha1",
             "kind": kind,
@@ -154,6 +164,13 @@ class Runtime:
         }
         command = [_fill(part, filled) for part in self.spec.command]
         return command, {key: _fill(value, filled) for key, value in self.spec.environment.items()}
+
+
+def in_registry(image: str, registry: str | None) -> str:
+    """Where an image that this project builds was pushed to; others, and without a registry, stay as they are."""
+    if not registry or not image.startswith("servecert/"):
+        return image
+    return f"{registry.rstrip('/')}/{image.removeprefix('servecert/')}"
 
 
 def _fill(text: str, values: dict[str, str]) -> str:
@@ -254,26 +271,32 @@ class BuiltModel:
 
 def build_model(name: str, progress: Progress = lambda line: None, stop: threading.Event | None = None) -> BuiltModel:
     """Builds the model with the framework of its runtime, once. Raises EnvironmentError_ with the builder's output."""
-    spec = find_model(name)
-    builder = CATALOG / "models" / spec.builder
-    runtime = find_runtime(spec.runtime)
-    python = runtime.python(progress, stop)
-    sources = [builder, CATALOG / "models" / "golden.py"]
-    made_of = b"\0".join(
-        [path.read_bytes() for path in sources] + [str(python).encode(), " ".join(spec.arguments).encode()]
-    )
-    path = cache_directory() / "models" / f"{name}-{hashlib.sha256(made_of).hexdigest()[:16]}"
-    built = BuiltModel(spec, path)
+    built = planned_model(name)
+    spec, path = built.spec, built.directory
+    python = find_runtime(spec.runtime).python(progress, stop)
     if (path / "complete").exists():
         return built
     with exclusive(path.with_suffix(".lock")):
         if (path / "complete").exists():
             return built
         try:
-            _build_model(spec, path, builder, python, progress)
+            _build_model(spec, path, CATALOG / "models" / spec.builder, python, progress)
         except OSError as error:
             raise unwritable(path, error) from error
     return built
+
+
+def planned_model(name: str) -> BuiltModel:
+    """Where the model is, or will be once it is built."""
+    spec = find_model(name)
+    builder = CATALOG / "models" / spec.builder
+    python = find_runtime(spec.runtime).interpreter
+    sources = [builder, CATALOG / "models" / "golden.py"]
+    made_of = b"\0".join(
+        [path.read_bytes() for path in sources] + [str(python).encode(), " ".join(spec.arguments).encode()]
+    )
+    path = cache_directory() / "models" / f"{name}-{hashlib.sha256(made_of).hexdigest()[:16]}"
+    return BuiltModel(spec, path)
 
 
 def _build_model(spec: ModelSpec, path: Path, builder: Path, python: Path, progress: Progress) -> None:

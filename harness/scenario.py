@@ -8,18 +8,19 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from harness.cluster_model import PROVIDERS, ClusterChoice
 from harness.errors import RuntimeSpecError, ScenarioError, UsageError
+from harness.fields import Strict
 from harness.runtimes import find_model, find_runtime, model_specs, runtime_specs
 from harness.scenario_model import (
     AutoscalingStep,
     CanaryStep,
     CapacityStep,
-    ClusterChoice,
     ColdStartStep,
     ConformanceStep,
     LoadStep,
@@ -38,6 +39,7 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": SCHEMA_ID, **Scenario.model_json_schema()}
 
 
+_M = TypeVar("_M", bound=BaseModel)
 Location = tuple[str | int, ...]
 
 
@@ -90,6 +92,27 @@ def find_scenario(name: str) -> Path:
 
 def load_scenario(path: Path, settings: list[str] | None = None) -> Scenario:
     """``settings`` are ``key.path=value`` overrides. Raises ScenarioError or UsageError."""
+    data, lines = _read(path)
+    scenario = _validated(Scenario, path, data, lines, settings)
+    if problems := _cross_check(scenario, lines):
+        raise ScenarioError(path, problems)
+    return scenario
+
+
+class _ClusterFile(Strict):
+    cluster: ClusterChoice
+
+
+def load_cluster(path: Path | None, settings: list[str] | None = None) -> ClusterChoice:
+    """The cluster section alone: of a scenario file, of a file that has nothing else, or of the settings where there is
+    no file. Raises ScenarioError or UsageError."""
+    data, lines = _read(path) if path is not None else ({}, {})
+    section = {"cluster": data.get("cluster", {})}
+    return _validated(_ClusterFile, path or Path("--set"), section, lines, settings).cluster
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
+    """What is in the file, and where in it."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -104,16 +127,19 @@ def load_scenario(path: Path, settings: list[str] | None = None) -> Scenario:
         raise ScenarioError(path, [(0, f"not YAML: {error}")]) from error
     if not isinstance(data, dict):
         raise ScenarioError(path, [(1, "expected a mapping with name, services and steps")])
+    return data, lines
+
+
+def _validated(
+    model: type[_M], path: Path, data: dict[str, Any], lines: dict[Location, int], settings: list[str] | None
+) -> _M:
     for setting in settings or []:
         _set(data, setting)
     try:
-        scenario = Scenario.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         problems = [_describe(dict(item), lines) for item in error.errors()]
         raise ScenarioError(path, sorted(set(problems))) from error
-    if problems := _cross_check(scenario, lines):
-        raise ScenarioError(path, problems)
-    return scenario
 
 
 def _set(data: dict[str, Any], setting: str) -> None:
@@ -168,8 +194,8 @@ def _allowed(location: Location) -> list[str]:
     match location:
         case (_,):
             return list(Scenario.model_fields)
-        case ("cluster", _):
-            return list(ClusterChoice.model_fields)
+        case ("cluster", str(provider), *inner, _) if provider in PROVIDERS:
+            return _fields(PROVIDERS[provider], inner)
         case ("services", _, _):
             return list(Service.model_fields)
         case ("steps", int(), str(suite), _) if suite in _KINDS:
@@ -177,10 +203,24 @@ def _allowed(location: Location) -> list[str]:
     return []
 
 
+def _fields(model: type[BaseModel], inner: list[str | int]) -> list[str]:
+    """The fields of a model, or of the one that its field ``inner`` holds."""
+    for name in inner:
+        field = model.model_fields.get(str(name))
+        held = (
+            [part for part in (*get_args(field.annotation), field.annotation) if isinstance(part, type)]
+            if field
+            else []
+        )
+        model = next((part for part in held if issubclass(part, BaseModel)), model)
+    return list(model.model_fields)
+
+
 def _describe(error: dict[str, Any], lines: dict[Location, int]) -> tuple[int, str]:
     location: Location = tuple(error["loc"])
     # pydantic puts the chosen member of a union into the path; the file does not have it.
-    in_file = tuple(part for place, part in enumerate(location) if not (place == 2 and location[0] == "steps"))
+    chosen = {"steps": 2, "cluster": 1}.get(str(location[0]) if location else "")
+    in_file = tuple(part for place, part in enumerate(location) if place != chosen)
     probe = in_file
     while probe and probe not in lines:
         probe = probe[:-1]
@@ -191,6 +231,8 @@ def _describe(error: dict[str, Any], lines: dict[Location, int]) -> tuple[int, s
         return line, f"{where}: unknown field; allowed here: {', '.join(_allowed(location))}"
     if kind == "missing":
         return line, f"{where}: this field is required"
+    if kind == "union_tag_invalid" and location == ("cluster",):
+        return line, f"cluster: unknown provider {error['ctx']['tag']!r}; expected one of {', '.join(PROVIDERS)}"
     if kind == "union_tag_invalid":
         return line, f"{where}: unknown suite {error['ctx']['tag']!r}; expected one of {', '.join(_KINDS)}"
     if kind == "union_tag_not_found":

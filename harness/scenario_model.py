@@ -8,68 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
-from harness.errors import UsageError
+from harness.cluster_model import ClusterChoice, Local
+from harness.fields import NAME, Duration, Rate, Slo, Strict
 from harness.load.arrivals import Segment
 from harness.load.distributed import Address
 from harness.numeric import Tolerance
 from harness.shapes import EXPECTED, parse_shape
 from harness.slo import Objective, parse_slo
-from harness.units import parse_duration, parse_rate
-
-NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
-
-
-def _duration(value: object) -> object:
-    if isinstance(value, str):
-        return parse_duration(value)
-    raise ValueError(f"expected a duration with a unit (us, ms, s, m, h) such as 30s or 250ms, got {value!r}")
-
-
-def _rate(value: object) -> object:
-    if isinstance(value, str | int | float):
-        return parse_rate(value)
-    raise ValueError(f"expected a rate such as 200/s, got {value!r}")
-
-
-def _objective(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError(f"expected an objective such as 'p99 < 50ms', got {value!r}")
-    try:
-        parse_slo(value)
-    except UsageError as error:
-        raise ValueError(str(error)) from None
-    return value
-
-
-_UNIT = {"type": "string", "pattern": r"^\s*(\d+(\.\d+)?\s*(us|ms|s|m|h)\s*)+$", "examples": ["30s", "250ms", "1m30s"]}
-Duration = Annotated[
-    float,
-    BeforeValidator(_duration),
-    PlainSerializer(lambda value: f"{value:.9g}s", return_type=str),
-    WithJsonSchema(_UNIT),
-]
-Rate = Annotated[
-    float,
-    BeforeValidator(_rate),
-    PlainSerializer(lambda value: f"{value:g}/s", return_type=str),
-    WithJsonSchema({"type": ["string", "number"], "examples": ["200/s", "600/m", 200]}),
-]
-Slo = Annotated[
-    str,
-    BeforeValidator(_objective),
-    WithJsonSchema({"type": "string", "examples": ["p99 < 50ms", "errors < 0.1%", "rate >= 99% of 200/s"]}),
-]
 
 
 def _workers(value: object) -> object:
@@ -80,21 +27,17 @@ def _workers(value: object) -> object:
 Workers = Annotated[
     str,
     BeforeValidator(_workers),
-    WithJsonSchema({"type": "string", "pattern": "^locust://", "examples": ["locust://0.0.0.0:5557?expect=2"]}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": "^(locust|cluster)://",
+            "examples": ["locust://0.0.0.0:5557?expect=2", "cluster://?expect=4"],
+        }
+    ),
 ]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ClusterChoice(_Strict):
-    """Where the services run."""
-
-    provider: Literal["local"] = "local"
-
-
-class Service(_Strict):
+class Service(Strict):
     """One InferenceService: a runtime and a model of the catalog, or a whole manifest."""
 
     runtime: str | None = Field(None, description="a runtime of the catalog, NAME or NAME@VERSION")
@@ -122,7 +65,7 @@ class Service(_Strict):
         return self
 
 
-class Variant(_Strict):
+class Variant(Strict):
     """Another version of a service: what is not given stays as the service has it."""
 
     runtime: str | None = Field(None, description="a runtime of the catalog, NAME or NAME@VERSION")
@@ -138,7 +81,7 @@ class Variant(_Strict):
         return self
 
 
-class _Step(_Strict):
+class _Step(Strict):
     service: str = Field(description="a service of this scenario")
     name: str = Field("", description="how reports call the step; by default its suite, service and position")
 
@@ -161,7 +104,7 @@ class ConformanceStep(_Step):
         return value
 
 
-class ToleranceChoice(_Strict):
+class ToleranceChoice(Strict):
     relative: float = Field(0.0, ge=0)
     absolute: float = Field(0.0, ge=0)
 
@@ -187,7 +130,9 @@ class _Traffic(_Step):
     connections: int = Field(256, ge=1, description="at most so many at once; more requests wait on the client's side")
     processes: int = Field(1, ge=1, le=64, description="generators; one a core")
     workers: Workers | None = Field(
-        None, description="generators on other machines, by Locust: locust://HOST:PORT?expect=N, where they connect to"
+        None,
+        description="generators elsewhere, by Locust: locust://HOST:PORT?expect=N, where they connect to, or"
+        " cluster://?expect=N in the cluster itself",
     )
     slo: list[Slo] = Field(default_factory=list)
 
@@ -213,7 +158,7 @@ class _Traffic(_Step):
 Concurrency = Annotated[int, Field(ge=1)] | Literal["max"]
 
 
-class Published(_Strict):
+class Published(Strict):
     """What somebody else has measured and published, to stand beside ours; nothing is judged by it."""
 
     source: str = Field(description="where it is published, and on what machine it was measured")
@@ -289,7 +234,7 @@ class CapacityStep(_Traffic):
 
 
 Percent = Annotated[int, Field(ge=1, le=99)]
-Phase = Literal["created", "scheduled", "storage", "image", "started", "ready", "first_byte", "total"]
+Phase = Literal["created", "node", "scheduled", "storage", "image", "started", "ready", "first_byte", "total"]
 
 
 class ColdStartStep(_Step):
@@ -347,7 +292,7 @@ class AutoscalingStep(_Traffic):
         return parse_shape(self.shape, self.duration or 0.0) if self.shape is not None else []
 
 
-class Guards(_Strict):
+class Guards(Strict):
     """What ends a roll-out by itself."""
 
     errors: float = Field(0.001, ge=0, lt=1, description="the share of the candidate's requests that may fail")
@@ -355,7 +300,7 @@ class Guards(_Strict):
     parity: bool = Field(True, description="whether its answers must be the same, within tolerance")
 
 
-class Counter(_Strict):
+class Counter(Strict):
     """A counter of inference requests that each pod keeps, read through the API server."""
 
     metric: str = Field(description="a Prometheus counter; its samples of all labels are added up")
@@ -363,11 +308,11 @@ class Counter(_Strict):
     path: str = "/metrics"
 
 
-class ByHeader(_Strict):
+class ByHeader(Strict):
     header: str = Field(description="a response header that says which version answered")
 
 
-class ByCounter(_Strict):
+class ByCounter(Strict):
     counter: Counter
 
 
@@ -424,13 +369,13 @@ Step = Annotated[
 ]
 
 
-class Scenario(_Strict):
+class Scenario(Strict):
     """A servecert scenario."""
 
     name: str = Field(pattern=NAME)
     description: str = ""
     seed: int = 1
-    cluster: ClusterChoice = Field(default_factory=ClusterChoice)
+    cluster: ClusterChoice = Field(default_factory=Local)
     namespace: str = Field("servecert", pattern=NAME)
     services: dict[Annotated[str, Field(pattern=NAME)], Service] = Field(min_length=1)
     steps: list[Step] = Field(min_length=1)

@@ -31,7 +31,7 @@ from scenarios.suites.canary import Rollout, canary
 from scenarios.suites.capacity import Search, capacity
 from scenarios.suites.cold_start import ColdStart, cold_start
 from scenarios.suites.conformance import conformance
-from scenarios.suites.load import Plan, load
+from scenarios.suites.load import Plan, Within, load
 from scenarios.suites.parity import parity
 from scenarios.suites.probes import Probes, probes
 
@@ -42,6 +42,8 @@ class Target:
 
     endpoint: Endpoint
     deployed: Deployed | None = None
+    within: Within | None = None
+    """Starts load generators in the cluster, where that can be."""
 
     def on_cluster(self, suite: str) -> Deployed:
         """Raises UsageError where there is no cluster."""
@@ -116,12 +118,12 @@ def records_of(
         course = Course(plan, step.scale_out_within, step.back_within, step.zero_within, step.overshoot)
         return autoscaling(target.on_cluster(step.suite), course, samples_name(name), show)
     if step.suite == "load" and step.published is not None:
-        stage = load(endpoint, plan, samples_name(name), show, observer.note)
+        stage = load(endpoint, plan, samples_name(name), show, observer.note, target.within)
         return _beside(step.published, name, endpoint, stage)
     if step.suite == "load":
-        return load(endpoint, plan, samples_name(name), show, observer.note)
+        return load(endpoint, plan, samples_name(name), show, observer.note, target.within)
     search = Search(plan, step.start, step.most, step.tolerance, step.repeats)
-    return capacity(endpoint, search, samples_name, show, observer.note)
+    return capacity(endpoint, search, samples_name, show, observer.note, target.within)
 
 
 async def _beside(

@@ -147,6 +147,7 @@ def capacity_curve(trials: list[LoadResult], knee_per_s: float | None) -> str:
 
 _PHASES = {
     "created": "pod created",
+    "node": "node added",
     "scheduled": "scheduled",
     "storage": "model downloaded",
     "image": "image pulled",
@@ -154,7 +155,7 @@ _PHASES = {
     "ready": "ready",
     "first_byte": "first byte",
 }
-_PHASE_COLOURS = (*COLOURS, "#8a929c")
+_PHASE_COLOURS = (*COLOURS, "#8a929c", "#f0e442")
 
 
 def replicas(series: Series, batch: SampleBatch | None) -> str:

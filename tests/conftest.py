@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local.provider import LocalCluster
-from cluster.provider import ClusterSpec
+from cluster.local.provider import LocalCluster, LocalSpec
 from harness.runtimes import BuiltModel, build_model
 from tests.helpers import Reference, reference_server
 
@@ -34,5 +33,5 @@ def reference(identity: BuiltModel) -> Iterator[Reference]:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     directory = tmp_path_factory.mktemp("cluster") / "local"
-    with LocalCluster.start(ClusterSpec("local", directory, bookmark_s=1.0, hpa_period_s=2.0)) as running:
+    with LocalCluster.start(LocalSpec(directory, bookmark_s=1.0, hpa_period_s=2.0)) as running:
         yield running

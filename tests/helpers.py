@@ -58,8 +58,8 @@ def servecert(*arguments: str, timeout_s: float = 240, **options: Any) -> subpro
 
 
 def servecert_undisturbed(*arguments: str, out: Path, attempts: int = 4) -> subprocess.CompletedProcess[str]:
-    """A command that loads, with ``--out``: once more where it says that this machine, busy with other things, moved its
-    percentiles. Saying so is right, and no more than that is wrong with it."""
+    """A command that loads, with ``--out``: once more where it says that this machine, busy with other things, moved
+    its percentiles. Saying so is right, and no more than that is wrong with it."""
     for _ in range(attempts):
         shutil.rmtree(out, ignore_errors=True)
         result = servecert(*arguments, "--out", str(out))

@@ -20,22 +20,25 @@ import socket
 import ssl
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import psutil
 import trustme
 import uvicorn
 import uvloop
 import yaml
 
-from cluster.local.apiserver import ApiServer
+from cluster.local.apiserver import VERSION, ApiServer
 from cluster.local.gateway import Gateway
 from cluster.local.inferenceservice import Controller
-from cluster.local.pods import Kubelet
-from cluster.local.provider import start_ticks
+from cluster.local.pods import NODE, Kubelet
 from cluster.local.resources import BY_KIND
 from cluster.local.routes import RouteTable
 from cluster.local.storage import Storage
 from cluster.local.store import Store
+from cluster.processes import start_ticks
 from harness.kpa_settings import CONFIG_MAP, DEFAULTS, NAMESPACE
 from harness.runstore import write_atomic
 from harness.runtimes import find_runtime, runtime_specs
@@ -86,6 +89,8 @@ def seed(store: Store) -> None:
             },
         )
         store.create(BY_KIND["ServiceAccount"], {"metadata": {"name": "default", "namespace": name}})
+    node = store.create(BY_KIND["Node"], this_machine())
+    store.update(BY_KIND["Node"], {**node, "status": this_machine()["status"]}, subresource="status")
     store.create(
         BY_KIND["ConfigMap"], {"metadata": {"name": CONFIG_MAP, "namespace": NAMESPACE}, "data": dict(DEFAULTS)}
     )
@@ -94,6 +99,23 @@ def seed(store: Store) -> None:
         store.create(
             BY_KIND["ClusterServingRuntime"], runtime.serving_runtime(f"servecert-{name}", "ClusterServingRuntime")
         )
+
+
+def this_machine() -> dict[str, Any]:
+    """The only node. It is for looking at: nothing here counts what pods request."""
+    room = {"cpu": str(os.cpu_count()), "memory": f"{psutil.virtual_memory().total // 1024}Ki", "pods": "110"}
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastTransitionTime": now}
+    return {
+        "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE, "kubernetes.io/os": "linux"}},
+        "status": {
+            "capacity": room,
+            "allocatable": room,
+            "conditions": [ready],
+            "addresses": [{"type": "InternalIP", "address": HOST}, {"type": "Hostname", "address": NODE}],
+            "nodeInfo": {"kubeletVersion": VERSION["gitVersion"], "operatingSystem": "linux"},
+        },
+    }
 
 
 async def serve(arguments: argparse.Namespace) -> int:

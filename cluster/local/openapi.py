@@ -35,6 +35,10 @@ _CORE_KINDS = (
     "V1ServiceAccount",
     "V1Deployment",
     "V2HorizontalPodAutoscaler",
+    "V1Node",
+    "V1ResourceQuota",
+    "V1PersistentVolumeClaim",
+    "V1StorageClass",
 )
 _FREE: Object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 FRAMEWORKS = (

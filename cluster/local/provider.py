@@ -10,17 +10,32 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
-from cluster.provider import ClusterSpec
+from cluster.processes import start_ticks
+from harness.endpoint import Tls
 from harness.errors import ClusterError
 
 UP_S = 20.0
 DOWN_S = 15.0
+
+
+@dataclass(frozen=True)
+class LocalSpec:
+    """``directory`` is the cluster's own: its certificates, state and log lie there. Port 0 takes a free one."""
+
+    directory: Path
+    api_port: int = 0
+    ingress_port: int = 0
+    mirrors: dict[str, str] = field(default_factory=dict)
+    bookmark_s: float = 10.0
+    """How often a quiet watch of the API says where it stands."""
+    hpa_period_s: float = 15.0
+    """How often the horizontal pod autoscaler decides."""
 
 
 @dataclass
@@ -41,6 +56,14 @@ class LocalCluster:
     @property
     def ingress(self) -> str:
         return str(self.state["ingress"])
+
+    @property
+    def inside(self) -> str:
+        return self.ingress
+
+    @property
+    def tls(self) -> Tls | None:
+        return None
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -74,7 +97,7 @@ class LocalCluster:
     # Coming up
 
     @staticmethod
-    def start(spec: ClusterSpec, *, detached: bool = False) -> LocalCluster:
+    def start(spec: LocalSpec, *, detached: bool = False) -> LocalCluster:
         """Attached, the cluster ends with this process, however that ends. Raises ClusterError."""
         directory = spec.directory
         try:
@@ -134,15 +157,6 @@ def _await_state(directory: Path, process: subprocess.Popen[bytes]) -> dict[str,
             raise ClusterError(f"the embedded cluster ended with exit code {process.returncode}: {words[-2000:]}")
         time.sleep(0.01)
     raise ClusterError(f"the embedded cluster was not up within {UP_S:g} s: {_read(directory / 'cluster.log')[-2000:]}")
-
-
-def start_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since boot: unlike a time of day, no clock step changes it.
-
-    Source: proc_pid_stat(5), field 22. Raises OSError when there is no such process.
-    """
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    return int(stat[stat.rindex(")") + 2 :].split()[19])  # the name before it may hold anything
 
 
 def _alive(state: dict[str, Any]) -> psutil.Process | None:

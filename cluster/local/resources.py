@@ -154,6 +154,12 @@ _RUNTIME_COLUMNS = (
     _AGE,
 )
 
+
+def _node_status(item: Object) -> str:
+    ready = condition(item, "Ready")
+    return "Ready" if ready and ready["status"] == "True" else "NotReady"
+
+
 RESOURCES: tuple[ResourceType, ...] = (
     ResourceType(
         "",
@@ -262,6 +268,41 @@ RESOURCES: tuple[ResourceType, ...] = (
         ("sa",),
         columns=(_NAME, Column("Secrets", "integer", lambda item: len(item.get("secrets") or [])), _AGE),
     ),
+    ResourceType(
+        "",
+        "v1",
+        "nodes",
+        "Node",
+        False,
+        "node",
+        ("no",),
+        status=True,
+        columns=(
+            _NAME,
+            Column("Status", "string", _node_status),
+            Column("Roles", "string", lambda item: "<none>"),
+            _AGE,
+            Column("Version", "string", lambda item: path(item, "status", "nodeInfo", "kubeletVersion", default="")),
+        ),
+    ),
+    ResourceType("", "v1", "resourcequotas", "ResourceQuota", True, "resourcequota", ("quota",), status=True),
+    ResourceType(
+        "",
+        "v1",
+        "persistentvolumeclaims",
+        "PersistentVolumeClaim",
+        True,
+        "persistentvolumeclaim",
+        ("pvc",),
+        status=True,
+        columns=(
+            _NAME,
+            Column("Status", "string", lambda item: path(item, "status", "phase", default="Pending")),
+            Column("Capacity", "string", lambda item: path(item, "status", "capacity", "storage", default="")),
+            _AGE,
+        ),
+    ),
+    ResourceType("storage.k8s.io", "v1", "storageclasses", "StorageClass", False, "storageclass", ("sc",)),
     ResourceType(
         "apps",
         "v1",

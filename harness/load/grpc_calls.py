@@ -30,7 +30,9 @@ class Channel:
         method: str,
         templates: Sequence[Template],
         timeout_s: float,
+        ca: str | None = None,
     ) -> None:
+        """``ca`` holds the certificates to trust, as PEM, empty for the system's; None speaks without TLS."""
         self.recorder = recorder
         self._templates = [templates[index] for index in recorder.job.cycle]
         self._timeout_ns = int(timeout_s * 1e9)
@@ -41,7 +43,13 @@ class Channel:
         ]
         if authority:
             options.append(("grpc.default_authority", authority))
-        self._channel = grpc.aio.insecure_channel(address, options=options)
+        if ca is None:
+            self._channel = grpc.aio.insecure_channel(address, options=options)
+        else:
+            if authority:
+                options.append(("grpc.ssl_target_name_override", authority))
+            credentials = grpc.ssl_channel_credentials(ca.encode() or None)
+            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
         self._method = method
         self._call = self._channel.unary_unary(method)
         self._tasks: dict[int, asyncio.Task[None]] = {}

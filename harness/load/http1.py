@@ -132,9 +132,16 @@ class Pool:
     """At most ``limit`` connections to one address."""
 
     def __init__(
-        self, recorder: Recorder, host: str, port: int, templates: Sequence[Template], limit: int, tls: str | None
+        self,
+        recorder: Recorder,
+        host: str,
+        port: int,
+        templates: Sequence[Template],
+        limit: int,
+        tls: str | None,
+        ca: str = "",
     ) -> None:
-        """``tls`` is the server name to verify; None speaks plain HTTP."""
+        """``tls`` is the server name to verify; None speaks plain HTTP. ``ca`` as in the job."""
         self.recorder = recorder
         self._templates = [templates[index] for index in recorder.job.cycle]
         self.owners: dict[int, Connection] = {}
@@ -143,7 +150,7 @@ class Pool:
         self._address = (host, port)
         self._limit = limit
         self._tls = tls
-        self._context = ssl.create_default_context() if tls is not None else None
+        self._context = ssl.create_default_context(cadata=ca or None) if tls is not None else None
         self._open: set[Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._closing = False

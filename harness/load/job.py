@@ -49,6 +49,8 @@ class Job:
     timeout_s: float = 10.0
     connections: int = 256
     tls: bool = False
+    ca: str = ""
+    """With TLS: the certificates to trust, as PEM; empty for the system's."""
     check_every: int = 100
     mark: str = ""
     """A response header whose value is kept of every answer (HTTP only); empty for none."""

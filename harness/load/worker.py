@@ -78,15 +78,16 @@ class Stage:
         if job.protocol in ("grpc", "grpc-stream"):
             templates = [Template.of(body) for body in bodies]
             method = job.requests[0].target
+            ca = job.ca if job.tls else None
             kind = Channel if job.protocol == "grpc" else StreamingChannel
-            return kind(self.recorder, f"{job.host}:{job.port}", job.authority, method, templates, job.timeout_s)
+            return kind(self.recorder, f"{job.host}:{job.port}", job.authority, method, templates, job.timeout_s, ca)
         templates = [
             Template.of(encode(request.target, job.authority, request.headers, body))
             for request, body in zip(job.requests, bodies, strict=True)
         ]
         tls = job.authority.rpartition(":")[0] or job.authority if job.tls else None
         limit = job.concurrency or job.connections
-        return Pool(self.recorder, job.host, job.port, templates, limit, tls)
+        return Pool(self.recorder, job.host, job.port, templates, limit, tls, job.ca)
 
     async def run(self, start_ns: int) -> float:
         """From ``start_ns`` (``time.monotonic_ns``) on; the processor time used, as a share of one core."""

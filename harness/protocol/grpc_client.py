@@ -98,7 +98,10 @@ def _from_contents(output: Any, shape: tuple[int, ...]) -> Tensor:
 class GrpcClient:
     """One server and one model. ``authority`` replaces the host where the address is an ingress."""
 
-    def __init__(self, address: str, model: str, *, authority: str = "", timeout_s: float = 15.0) -> None:
+    def __init__(
+        self, address: str, model: str, *, authority: str = "", timeout_s: float = 15.0, ca: str | None = None
+    ) -> None:
+        """``ca`` holds the certificates to trust, as PEM, empty for the system's; None speaks without TLS."""
         self.address = address
         self.model = model
         self.authority = authority
@@ -112,7 +115,13 @@ class GrpcClient:
         ]
         if authority:
             options.append(("grpc.default_authority", authority))
-        self._channel = grpc.aio.insecure_channel(address, options=options)
+        if ca is None:
+            self._channel = grpc.aio.insecure_channel(address, options=options)
+        else:
+            if authority:  # the name that the certificate is for, where the address is an ingress
+                options.append(("grpc.ssl_target_name_override", authority))
+            credentials = grpc.ssl_channel_credentials(ca.encode() or None)
+            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
         self._methods: dict[str, Any] = {}
 
     async def __aenter__(self) -> GrpcClient:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from urllib.parse import quote
 
 import httpx
 
-from harness.errors import ProtocolError, UnreachableError
+from harness.errors import ProtocolError, UnreachableError, UsageError
 from harness.protocol.patience import Patience
 from harness.protocol.tensors import InferResult, Tensor, from_json_data, from_raw, to_json_data, to_raw
 from harness.protocol.transcript import note, shorten
@@ -145,19 +146,29 @@ class _StaleConnection(httpx.TransportError):
     """A connection from before, which the server had closed: asked again on a new one (RFC 9112, 9.3.1)."""
 
 
+def _context(ca: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cadata=ca or None)
+    except ssl.SSLError as error:
+        raise UsageError(f"expected certificates in PEM: {error}") from error
+
+
 class RestClient:
     """One server and one model. ``host`` replaces the Host header where the address is an ingress.
 
     An ``async with`` owns the connections. Each answer is bounded in time (``timeout_s``, whole exchange) and size.
     """
 
-    def __init__(self, base_url: str, model: str, *, host: str = "", timeout_s: float = 15.0) -> None:
+    def __init__(self, base_url: str, model: str, *, host: str = "", timeout_s: float = 15.0, ca: str = "") -> None:
+        """``ca`` holds the certificates to trust with https, as PEM; empty trusts the system's. Raises UsageError."""
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.host = host
         self.timeout_s = timeout_s
         self._patience = Patience()
         headers = {"Host": host} if host else {}
+        # The name that the certificate is for, where the address is an ingress.
+        self._extensions: dict[str, Any] = {"sni_hostname": host} if host and base_url.startswith("https:") else {}
         try:
             # No proxy from the environment: what is measured is this server.
             self._client = httpx.AsyncClient(
@@ -165,6 +176,7 @@ class RestClient:
                 headers=headers,
                 timeout=timeout_s,
                 trust_env=False,
+                verify=_context(ca),
                 limits=httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=2.0),
             )
         except (httpx.InvalidURL, ValueError) as error:
@@ -254,7 +266,7 @@ class RestClient:
                 content=body if chunks is None else pieces(),
                 headers=headers,
                 timeout=limit,
-                extensions={"trace": watch},
+                extensions={"trace": watch, **self._extensions},
             ) as response:
                 answered = True
                 received = bytearray()
@@ -277,7 +289,11 @@ class RestClient:
             async with (
                 asyncio.timeout(self.timeout_s),
                 self._client.stream(
-                    method, path, content=body, headers={"Content-Type": "application/json", "Connection": "close"}
+                    method,
+                    path,
+                    content=body,
+                    headers={"Content-Type": "application/json", "Connection": "close"},
+                    extensions=self._extensions,
                 ) as response,
             ):
                 if response.status_code != 200:

@@ -10,7 +10,7 @@ from harness.endpoint import Endpoint
 from harness.errors import MeasurementError
 from harness.load.runner import Generators, Progress
 from harness.records import CheckResult, Level, LoadResult, Measurement, Outcome, SampleBatch
-from scenarios.suites.load import Plan, open_generators, run_plan
+from scenarios.suites.load import Plan, Within, open_generators, run_plan
 from scenarios.suites.load.results import judge_objective
 
 SUITE = "capacity"
@@ -89,9 +89,10 @@ async def capacity(
     samples_name: Callable[[str], str],
     progress: Callable[[Progress], None],
     note: Callable[[str], None],
+    within: Within | None = None,
 ) -> AsyncIterator[LoadResult | SampleBatch | CheckResult | Measurement]:
     """Raises MeasurementError where the generator and not the service was the limit."""
-    async with open_generators(search.plan, note) as generators:
+    async with open_generators(search.plan, note, within) as generators:
         async for record in _search(endpoint, search, samples_name, progress, note, generators):
             yield record
 

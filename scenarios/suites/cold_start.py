@@ -29,10 +29,10 @@ from scenarios.suites.load import Plan
 from scenarios.suites.load.requests import Encoded, build_job, encode, wrong_answers
 
 SUITE = "cold-start"
-PHASES = ("created", "scheduled", "storage", "image", "started", "ready", "first_byte")
-"""Each ends with what it is called: the pod is there, has a node, its model is downloaded, its image is there, its
-process runs, it says that it is ready, the first byte of an answer has come. A phase that a pod does not have (no model
-to download, an image that was there) takes no time."""
+PHASES = ("created", "node", "scheduled", "storage", "image", "started", "ready", "first_byte")
+"""Each ends with what it is called: the pod is there, a node that it needed is, it has its node, its model is
+downloaded, its image is there, its process runs, it says that it is ready, the first byte of an answer has come. A
+phase that a pod does not have (a node that was there, no model to download, an image that was there) takes no time."""
 TOLERANCE_S = 1.5
 """Kubernetes' timestamps are cut to the second, and a watch is not instant."""
 Object = dict[str, Any]
@@ -89,10 +89,15 @@ _ENDS: dict[str, Callable[[Object], bool]] = {
 
 
 def phase_ends(
-    changes: list[PodChange], pulled_s: float | None, begun_s: float, first_byte_s: float
+    changes: list[PodChange],
+    pulled_s: float | None,
+    begun_s: float,
+    first_byte_s: float,
+    node_s: float | None = None,
 ) -> dict[str, float]:
     """Seconds from ``begun_s`` to the end of each phase, in their order; ``pulled_s`` (on the same clock) is when the
-    image was there, None where nobody had to fetch it. Raises MeasurementError for an end that was not seen."""
+    image was there, None where nobody had to fetch it, and ``node_s`` when the pod's node was ready, None where that
+    was before the pod. Raises MeasurementError for an end that was not seen."""
     ends = {}
     for name, holds in _ENDS.items():
         at = next((change.at_s for change in changes if change.type != "DELETED" and holds(change.pod)), None)
@@ -101,8 +106,23 @@ def phase_ends(
         ends[name] = at - begun_s
     image = ends["storage"] if pulled_s is None else pulled_s - begun_s
     ends["image"] = min(max(image, ends["storage"]), ends["started"])
+    node = ends["created"] if node_s is None else node_s - begun_s
+    ends["node"] = min(max(node, ends["created"]), ends["scheduled"])
     ends["first_byte"] = first_byte_s - begun_s
     return {name: ends[name] for name in PHASES}
+
+
+def node_ready_s(node: Object, created: PodChange, offset_s: tuple[float, float]) -> float | None:
+    """None for a node that was there before the pod."""
+    born = datetime.fromisoformat(node["metadata"]["creationTimestamp"]).timestamp()
+    asked = datetime.fromisoformat(created.pod["metadata"]["creationTimestamp"]).timestamp()
+    if born < asked:
+        return None
+    conditions = (node.get("status") or {}).get("conditions") or []
+    ready = next((item for item in conditions if item["type"] == "Ready" and item["status"] == "True"), None)
+    stamp = ready["lastTransitionTime"] if ready else node["metadata"]["creationTimestamp"]
+    ours = datetime.fromisoformat(stamp).timestamp() - (offset_s[0] + offset_s[1]) / 2
+    return created.at_s + ours - created.wall_s
 
 
 def clock_conflicts(changes: list[PodChange], offset_s: tuple[float, float]) -> str:
@@ -195,8 +215,9 @@ class _Suite:
                 return _nothing(columns, stage.answers)
             first_ns = int(columns["first_byte_ns"][~failed].min())
             changes = await self._of_first_pod(watch)
-            pulled_s = await self._pulled(changes[0].name, changes)
-        ends = phase_ends(changes, pulled_s, begun_s, (stage.start_ns + first_ns) / 1e9)
+            pulled_s = await self._pulled(changes[0].name)
+            node_s = await self._node_ready(changes, offset_s)
+        ends = phase_ends(changes, pulled_s, begun_s, (stage.start_ns + first_ns) / 1e9, node_s)
         return Trial(
             ends_s=ends,
             done_s=float((columns["done_ns"].max() - columns["dispatched_ns"].min()) / 1e9),
@@ -214,12 +235,22 @@ class _Suite:
             raise MeasurementError(f"{self.deployed.name}: requests were answered and no pod was ever seen ready")
         return [change for change in watch.changes if change.name == ready.name]
 
-    async def _pulled(self, pod: str, changes: list[PodChange]) -> float | None:
-        """When the image was there, by the event of the kubelet; on this machine's monotonic clock."""
-        for event in await self.deployed.kserve.timeline():
-            if event.object == f"pod/{pod}" and event.what == "Pulled" and "already present" not in event.detail:
-                return event.monotonic_s
-        return None
+    async def _pulled(self, pod: str) -> float | None:
+        """When the last of its images was there, by the events of the kubelet; on this machine's monotonic clock."""
+        moments = [
+            event.monotonic_s
+            for event in await self.deployed.kserve.timeline()
+            if event.object == f"pod/{pod}" and event.what == "Pulled" and "already present" not in event.detail
+        ]
+        return max(moments, default=None)
+
+    async def _node_ready(self, changes: list[PodChange], offset_s: tuple[float, float]) -> float | None:
+        """When the pod's node became ready, where it was brought up for the pod; on this machine's monotonic clock,
+        with the middle of what is known of the clocks' offset."""
+        pod = changes[-1].pod
+        name = pod["spec"].get("nodeName")
+        node = await self.deployed.kserve.node(name) if name else None
+        return node_ready_s(node, changes[0], offset_s) if node else None
 
     def _judged(self, trials: list[Trial], warm: list[float]) -> list[Record]:
         judge, n = self.judge, len(trials)

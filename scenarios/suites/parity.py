@@ -117,12 +117,10 @@ async def parity(
         raise UsageError(f"{endpoint.service}: parity needs golden cases; name a catalog model or give --golden FILE")
     cases = read_golden(endpoint.golden)
     async with contextlib.AsyncExitStack() as stack:
-        rest = await stack.enter_async_context(
-            RestClient(endpoint.url, endpoint.model, host=endpoint.host, timeout_s=30)
-        )
+        rest = await stack.enter_async_context(endpoint.rest(30))
         grpc = None
         if endpoint.grpc_address:
-            client = GrpcClient(endpoint.grpc_address, endpoint.model, authority=endpoint.host, timeout_s=30)
+            client = endpoint.grpc(30)
             grpc = await stack.enter_async_context(client)
         suite = Parity(endpoint, cases, rest, grpc, {**TOLERANCES, **(tolerances or {})})
         for comparison in suite.comparisons():

@@ -104,7 +104,7 @@ class _Suite:
 
     def _rest(self) -> RestClient:
         endpoint = self.deployed.endpoint
-        return RestClient(endpoint.url, endpoint.model, host=endpoint.host, timeout_s=self.wanted.timeout_s)
+        return endpoint.rest(self.wanted.timeout_s)
 
     async def run(self) -> AsyncIterator[Record]:
         yield await self._start()

@@ -14,8 +14,7 @@ import pytest
 import yaml
 from kubernetes import client, watch
 
-from cluster.local.provider import LocalCluster
-from cluster.provider import ClusterSpec
+from cluster.local.provider import LocalCluster, LocalSpec
 from tests.helpers import wait_until
 
 
@@ -58,7 +57,7 @@ def test_kubeconfig_and_state_are_for_their_owner_only(cluster: LocalCluster) ->
 
 def test_cluster_is_up_within_two_seconds(tmp_path: Any) -> None:
     started = time.monotonic()
-    with LocalCluster.start(ClusterSpec("local", tmp_path / "c")) as other:
+    with LocalCluster.start(LocalSpec(tmp_path / "c")) as other:
         elapsed = time.monotonic() - started
         assert _http(other).get("/readyz").text == "ok"
     # The promise is 2 s; four times that still tells a broken start from a busy machine.

@@ -18,8 +18,7 @@ import psutil
 import pytest
 from kubernetes import client, config
 
-from cluster.local.provider import LocalCluster
-from cluster.provider import ClusterSpec
+from cluster.local.provider import LocalCluster, LocalSpec
 from harness.errors import ClusterError
 from harness.runtimes import BuiltModel
 from tests.cluster.conftest import isvc_manifest, ready_isvc
@@ -29,9 +28,8 @@ HOLDER = textwrap.dedent(
     """
     import sys, time
     from pathlib import Path
-    from cluster.local.provider import LocalCluster
-    from cluster.provider import ClusterSpec
-    cluster = LocalCluster.start(ClusterSpec("local", Path(sys.argv[1])))
+    from cluster.local.provider import LocalCluster, LocalSpec
+    cluster = LocalCluster.start(LocalSpec(Path(sys.argv[1])))
     print(cluster.kubeconfig, flush=True)
     time.sleep(600)
     """
@@ -90,7 +88,7 @@ def _command(pid: int) -> list[str]:
 
 def test_clean_end_leaves_neither_processes_nor_files_nor_ports(tmp_path: Path, identity: BuiltModel) -> None:
     directory = tmp_path / "clean"
-    with LocalCluster.start(ClusterSpec("local", directory)) as running:
+    with LocalCluster.start(LocalSpec(directory)) as running:
         _serve(str(running.kubeconfig), identity)
         ingress = running.ingress
     assert not processes_mentioning(str(directory))
@@ -104,12 +102,12 @@ def test_port_in_use_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ClusterError, match="in use"):
-            LocalCluster.start(ClusterSpec("local", tmp_path / "c", ingress_port=port))
+            LocalCluster.start(LocalSpec(tmp_path / "c", ingress_port=port))
 
 
 def test_unwritable_directory_is_named() -> None:
     with pytest.raises(ClusterError, match="/proc/servecert"):
-        LocalCluster.start(ClusterSpec("local", Path("/proc/servecert")))
+        LocalCluster.start(LocalSpec(Path("/proc/servecert")))
 
 
 def test_cluster_commands(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from harness.errors import MeasurementError, UsageError
 from harness.podwatch import PodChange
 from harness.scenario_model import ColdStartStep
 from harness.steps import Target, records_of
-from scenarios.suites.cold_start import PHASES, Trial, clock_conflicts, phase_ends
+from scenarios.suites.cold_start import PHASES, Trial, clock_conflicts, node_ready_s, phase_ends
 from scenarios.suites.probes import readiness_changes
 from tests.faults.cluster_runs import Silent
 
@@ -51,6 +51,7 @@ def test_each_phase_ends_with_the_change_that_ends_it() -> None:
     trial = Trial(ends, 10.0, 4, 0, "", {}, "")
     expected = {
         "created": 0.2,
+        "node": 0.0,
         "scheduled": 0.1,
         "storage": 1.7,
         "image": 2.5,
@@ -65,6 +66,23 @@ def test_each_phase_ends_with_the_change_that_ends_it() -> None:
 def test_an_image_that_was_there_takes_no_time() -> None:
     ends = phase_ends(CHANGES, pulled_s=None, begun_s=100.0, first_byte_s=109.5)
     assert Trial(ends, 10.0, 4, 0, "", {}, "").phases_s["image"] == 0
+
+
+def test_a_node_that_was_added_for_the_pod_is_a_phase() -> None:
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": stamp(41)}
+    slow = [change(0.2, pod(), "ADDED"), *(change(item.at_s - 100 + 40, item.pod) for item in CHANGES[1:])]
+    node = {"metadata": {"name": "n", "creationTimestamp": stamp(30)}, "status": {"conditions": [ready]}}
+    at = node_ready_s(node, slow[0], (-0.5, 0.5))
+    assert at == pytest.approx(141.0)
+    # A cluster whose clock is a minute ahead says the same of itself a minute later.
+    behind = PodChange(slow[0].at_s, slow[0].wall_s - 60, "ADDED", slow[0].pod)
+    assert node_ready_s(node, behind, (59.5, 60.5)) == pytest.approx(141.0)
+    late = [*slow[:1], *(change(item.at_s - 100 + 42, item.pod) for item in CHANGES[1:])]
+    trial = Trial(phase_ends(late, None, 100.0, 152.0, at), 1.0, 1, 0, "", {}, "")
+    assert trial.phases_s["node"] == pytest.approx(40.8)
+    assert trial.phases_s["scheduled"] == pytest.approx(1.3)
+    old = {**node, "metadata": {"name": "n", "creationTimestamp": stamp(-500)}}
+    assert node_ready_s(old, slow[0], (-0.5, 0.5)) is None, "it was there before"
 
 
 def test_an_end_that_was_never_seen_is_no_measurement() -> None:

@@ -19,17 +19,20 @@ MESSAGES_VERSION = 1
 
 @dataclass(frozen=True)
 class Address:
-    """Where the master listens, and how many workers it waits for."""
+    """Where the master listens, and how many workers it waits for. ``in_cluster``: it is started there, as are they."""
 
     host: str
     port: int = DEFAULT_PORT
     expect: int = 1
     wait_s: float = 120.0
+    in_cluster: bool = False
 
     @staticmethod
     def parse(url: str) -> Address:
-        """``locust://HOST[:PORT][?expect=N&wait=SECONDS]``. Raises ValueError."""
-        wanted = "expected locust://HOST:PORT?expect=N, such as locust://127.0.0.1:5557?expect=2"
+        """``locust://HOST[:PORT][?expect=N&wait=SECONDS]``, or ``cluster://?expect=N``. Raises ValueError."""
+        wanted = (
+            "expected locust://HOST:PORT?expect=N, such as locust://127.0.0.1:5557?expect=2, or cluster://?expect=N"
+        )
         parts = urlsplit(url)
         query = parse_qs(parts.query, keep_blank_values=True)
         try:
@@ -38,13 +41,15 @@ class Address:
             wait_s = float(query.pop("wait", ["120"])[-1])
         except ValueError as error:
             raise ValueError(f"{wanted}, got {url!r}") from error
+        in_cluster = parts.scheme == "cluster"
         if (
-            parts.scheme != "locust"
-            or not parts.hostname
+            parts.scheme not in ("locust", "cluster")
+            or bool(parts.netloc) is in_cluster
+            or (not in_cluster and not parts.hostname)
             or query
             or parts.path.strip("/")
             or expect < 1
             or not wait_s > 0
         ):
             raise ValueError(f"{wanted}, got {url!r}")
-        return Address(parts.hostname, port, expect, wait_s)
+        return Address(parts.hostname or "", port, expect, wait_s, in_cluster)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from harness.load.distributed import Address
 from harness.load.job import Job
@@ -33,10 +33,40 @@ SLACK_S = 90.0
 """For getting ready, and for bringing the rows back."""
 
 
+class Place(Protocol):
+    """Where Locust's master runs."""
+
+    def command(self) -> list[str]: ...
+
+    async def send(self, directory: Path) -> str:
+        """Makes the folder there; its name there."""
+        ...
+
+    async def fetch(self, directory: Path) -> None:
+        """Brings back what is in it."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Here:
+    address: Address
+
+    def command(self) -> list[str]:
+        master = [sys.executable, "-m", "harness.load.distributed.master"]
+        return [*master, self.address.host, str(self.address.port)]
+
+    async def send(self, directory: Path) -> str:
+        return str(directory)
+
+    async def fetch(self, directory: Path) -> None:
+        pass
+
+
 class Fleet:
     """``count`` workers, for any number of stages."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, place: Place) -> None:
+        self.place = place
         self.count = 0
         self.port = 0
         self._process = process
@@ -79,7 +109,8 @@ class Fleet:
                 folders[-1].mkdir()
                 write_task(folders[-1], mine, bodies, part)
             assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps({"stage": name, "limit_s": limit_s}).encode() + b"\n")
+            there = await self.place.send(Path(name))
+            self._process.stdin.write(json.dumps({"stage": there, "limit_s": limit_s}).encode() + b"\n")
             while True:
                 said = await self._line()
                 if "progress" in said:
@@ -90,6 +121,7 @@ class Fleet:
                     raise WorkerError(said["failed"])
                 elif "done" in said:
                     break
+            await self.place.fetch(Path(name))
             for folder in folders:
                 (folder / "answers").mkdir(exist_ok=True)
             return dataclasses.replace(merge([read_result(folder) for folder in folders]), start_ns=said["start_ns"])
@@ -110,22 +142,19 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def open_fleet(address: Address, note: Callable[[str], None]) -> AsyncIterator[Fleet]:
+async def open_fleet(address: Address, note: Callable[[str], None], place: Place | None = None) -> AsyncIterator[Fleet]:
     """Raises WorkerError when Locust is missing, the port is taken or the workers do not come."""
-    if importlib.util.find_spec("locust") is None:
+    if place is None and importlib.util.find_spec("locust") is None:
         raise WorkerError("load from several machines needs Locust: pip install 'servecert[locust]'")
+    place = place or Here(address)
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "harness.load.distributed.master",
-        address.host,
-        str(address.port),
+        *place.command(),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
-    fleet = Fleet(process)
+    fleet = Fleet(process, place)
     try:
         await fleet.connect(address, note)
         yield fleet

@@ -41,6 +41,8 @@ class Carrier:
         self.start: AsyncResult[int] = AsyncResult()
         self.process: Any = None
         self.directory: Path | None = None
+        self.leaving = False
+        """This worker is about to be gone, so that what then fails is no failure of the stage."""
         runner.register_message("servecert_stage", self._stage)
         runner.register_message("servecert_clock", self._clock)
         runner.register_message("servecert_start", self._start)
@@ -72,7 +74,8 @@ class Carrier:
                 )
             self._generate(stage)
         except Exception as error:
-            self.tell("servecert_failed", stage=stage["stage"], reason=f"{type(error).__name__}: {error}"[:4000])
+            if not self.leaving:
+                self.tell("servecert_failed", stage=stage["stage"], reason=f"{type(error).__name__}: {error}"[:4000])
         finally:
             self.end()
 
@@ -151,6 +154,7 @@ def _(environment: Any, **_: Any) -> None:
 def _end_with(parent: int, environment: Any) -> None:
     while os.getppid() == parent:
         gevent.sleep(1)
+    environment.servecert.leaving = True
     environment.servecert.end()
     os._exit(1)
 
@@ -158,4 +162,5 @@ def _end_with(parent: int, environment: Any) -> None:
 @events.quitting.add_listener  # type: ignore[untyped-decorator]
 def _(environment: Any, **_: Any) -> None:
     if (carrier := getattr(environment, "servecert", None)) is not None:
+        carrier.leaving = True
         carrier.end()

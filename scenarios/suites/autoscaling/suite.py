@@ -18,7 +18,6 @@ from harness.kpa_settings import CONFIG_MAP, DEFAULTS, NAMESPACE, PREFIX, Settin
 from harness.kserve import is_pod_ready
 from harness.load.arrivals import steady
 from harness.load.runner import Control, LocalGenerators, Progress
-from harness.protocol.rest import RestClient
 from harness.records import CheckResult, Level, LoadResult, Record, SampleBatch, Series
 from harness.units import format_duration
 from scenarios.suites.autoscaling import analysis
@@ -347,9 +346,7 @@ class _Suite:
         """One request to the service that has no pod."""
         endpoint, plan = self.deployed.endpoint, self.course.plan
         started = time.monotonic()
-        async with RestClient(
-            endpoint.url, endpoint.model, host=endpoint.host, timeout_s=max(60.0, plan.timeout_s)
-        ) as rest:
+        async with endpoint.rest(max(60.0, plan.timeout_s)) as rest:
             try:
                 answer = await rest.request("GET", f"/v2/models/{endpoint.model}/ready")
                 status = str(answer.status)

@@ -214,12 +214,10 @@ def _flat(data: Any) -> list[Any]:
 async def open_target(endpoint: Endpoint, *, use_grpc: bool = True, asked: Sequence[str] = ()) -> AsyncIterator[Target]:
     """Raises UnreachableError when the server does not answer at all."""
     async with contextlib.AsyncExitStack() as stack:
-        rest = await stack.enter_async_context(RestClient(endpoint.url, endpoint.model, host=endpoint.host))
+        rest = await stack.enter_async_context(endpoint.rest())
         grpc_client = None
         if use_grpc and endpoint.grpc_address:
-            grpc_client = await stack.enter_async_context(
-                GrpcClient(endpoint.grpc_address, endpoint.model, authority=endpoint.host)
-            )
+            grpc_client = await stack.enter_async_context(endpoint.grpc())
         target = Target(
             rest,
             grpc_client,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError, UsageError
 from harness.load.distributed import Address
-from harness.load.distributed.fleet import open_fleet
+from harness.load.distributed.fleet import Place, open_fleet
 from harness.load.job import Job
 from harness.load.recording import WRONG_ANSWER
 from harness.load.runner import Generators, LocalGenerators, Progress, WorkerError
@@ -21,16 +23,29 @@ from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import build_job, encode, wrong_answers
 from scenarios.suites.load.results import STEADY_WINDOWS, batch_of, is_steady, judge, summarize_stage
 
-__all__ = ["Plan", "load", "open_generators", "run_plan"]
+__all__ = ["Plan", "Within", "load", "open_generators", "run_plan"]
 STEADY_PIECES = 10
 SEARCH_PIECE_S = 2.0
 SEARCH_GAIN = 0.03
 MOST_CLIENTS = 4096
 
 
+class Within(Protocol):
+    """Starts generators in the cluster of the service."""
+
+    def open(self, workers: int) -> contextlib.AbstractAsyncContextManager[Place]: ...
+
+    def beside_the_model(self) -> list[str]:
+        """Nodes that a generator shares with a model."""
+        ...
+
+
 @contextlib.asynccontextmanager
-async def open_generators(plan: Plan, note: Callable[[str], None]) -> AsyncIterator[Generators]:
-    """Whatever sends the load, for any number of stages. Raises MeasurementError when it cannot be had."""
+async def open_generators(
+    plan: Plan, note: Callable[[str], None], within: Within | None = None
+) -> AsyncIterator[Generators]:
+    """Whatever sends the load, for any number of stages; ``within`` starts it in the cluster. Raises MeasurementError
+    when it cannot be had."""
     if not plan.workers:
         yield LocalGenerators(plan.processes)
         return
@@ -39,8 +54,15 @@ async def open_generators(plan: Plan, note: Callable[[str], None]) -> AsyncItera
     except ValueError as error:
         raise UsageError(f"workers: {error}") from error
     async with contextlib.AsyncExitStack() as stack:
+        place = None
+        if address.in_cluster:
+            if within is None:
+                raise UsageError(f"workers {plan.workers}: generators in a cluster need a scenario on a real cluster")
+            place = await stack.enter_async_context(within.open(address.expect))
+            if shared := await asyncio.to_thread(within.beside_the_model):
+                note(f"generators and model share {', '.join(shared)}: what is measured is less than the model can do")
         try:
-            fleet = await stack.enter_async_context(open_fleet(address, note))
+            fleet = await stack.enter_async_context(open_fleet(address, note, place))
         except WorkerError as error:
             raise MeasurementError(f"{plan.name}: {error}") from error
         yield fleet
@@ -52,9 +74,10 @@ async def load(
     samples_name: str,
     progress: Callable[[Progress], None],
     note: Callable[[str], None] = lambda text: None,
+    within: Within | None = None,
 ) -> AsyncIterator[LoadResult | SampleBatch | CheckResult]:
     """One stage, by generators of its own; raises as ``run_plan`` does."""
-    async with open_generators(plan, note) as generators:
+    async with open_generators(plan, note, within) as generators:
         async for record in run_plan(endpoint, plan, samples_name, progress, generators, note):
             yield record
 

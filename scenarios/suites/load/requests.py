@@ -54,16 +54,14 @@ async def encode(endpoint: Endpoint, plan: Plan) -> list[Encoded]:
     if plan.protocol in GRPC and not endpoint.grpc_address:
         raise UsageError(f"{plan.name}: load over gRPC needs a gRPC address; give --grpc HOST:PORT")
     async with contextlib.AsyncExitStack() as stack:
-        rest = await stack.enter_async_context(
-            RestClient(endpoint.url, endpoint.model, host=endpoint.host, timeout_s=max(plan.timeout_s, 30))
-        )
+        rest = await stack.enter_async_context(endpoint.rest(max(plan.timeout_s, 30)))
         if plan.protocol == "openai":
             from scenarios.suites.load import openai
 
             return await openai.encode(endpoint, rest)
         grpc = None
         if endpoint.grpc_address:
-            client = GrpcClient(endpoint.grpc_address, endpoint.model, authority=endpoint.host, timeout_s=30)
+            client = endpoint.grpc(30)
             grpc = await stack.enter_async_context(client)
         encoded = []
         for number, case in enumerate(await cases_for(endpoint, rest, grpc)):
@@ -150,7 +148,12 @@ def build_job(endpoint: Endpoint, plan: Plan, encoded: Sequence[Encoded]) -> Job
     authority = endpoint.host or parts.netloc
     if plan.protocol in GRPC:
         host, _, number = endpoint.grpc_address.rpartition(":")
-        port, authority, tls = int(number), endpoint.host, False
+        port, authority, tls = int(number), endpoint.host, endpoint.grpc_tls
+    if plan.workers.startswith("cluster:"):
+        if not endpoint.inside:
+            raise UsageError(f"{plan.name}: workers {plan.workers}: how pods reach the ingress is not known here")
+        host, _, number = endpoint.inside.rpartition(":")
+        port = int(number)
     try:
         return Job(
             protocol=plan.protocol,
@@ -158,6 +161,7 @@ def build_job(endpoint: Endpoint, plan: Plan, encoded: Sequence[Encoded]) -> Job
             port=port,
             authority=authority,
             tls=tls,
+            ca=endpoint.trusted(),
             requests=tuple(item.request for item in encoded),
             cycle=draw_cycle(encoded, plan.seed),
             duration_s=0.0 if plan.open_loop else plan.lead_in_s + plan.duration_s,

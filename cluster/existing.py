@@ -1,0 +1,157 @@
+"""A cluster that is there already: nothing of it is created or taken down here but what ``install`` asks for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.commands import Progress, require_tools, run
+from cluster.ingress import Ingress, open_ingress
+from cluster.install import plan_install
+from cluster.kube import Kube
+from harness.cluster_model import Existing
+from harness.endpoint import Tls
+from harness.errors import ClusterError, UsageError
+from harness.runstore import write_atomic
+
+Object = dict[str, Any]
+_FILES = {
+    "clusters": ("cluster", ("certificate-authority",)),
+    "users": ("user", ("client-certificate", "client-key", "tokenFile")),
+}
+
+
+def kubeconfig_files(given: Path | None) -> list[Path]:
+    """As kubectl looks for them."""
+    if given is not None:
+        return [given.expanduser()]
+    if listed := os.environ.get("KUBECONFIG"):
+        return [Path(part).expanduser() for part in listed.split(os.pathsep) if part]
+    return [Path.home() / ".kube" / "config"]
+
+
+def minified(files: list[Path], context: str | None) -> Object:
+    """One kubeconfig with one context, its files named absolutely. Of two entries of one name the first holds, as with
+    kubectl. Raises UsageError."""
+    merged: Object = {"clusters": {}, "users": {}, "contexts": {}}
+    current = ""
+    read = 0
+    for path in files:
+        if not path.exists() and len(files) > 1:
+            continue  # kubectl does not mind either
+        try:
+            data = yaml.safe_load(path.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise UsageError(f"cannot read the kubeconfig {path}: {error}") from error
+        if not isinstance(data, dict):
+            raise UsageError(f"{path}: expected a kubeconfig, got {type(data).__name__}")
+        read += 1
+        current = current or str(data.get("current-context") or "")
+        for kind in merged:
+            for item in data.get(kind) or []:
+                if kind in _FILES:
+                    key, fields = _FILES[kind]
+                    held = dict(item.get(key) or {})
+                    for name in fields:
+                        if held.get(name):
+                            held[name] = str((path.parent / held[name]).resolve())
+                    item = {**item, key: held}
+                merged[kind].setdefault(item["name"], item)
+    if not read:
+        raise UsageError(f"no kubeconfig at {', '.join(map(str, files))}; give cluster.kubeconfig or set KUBECONFIG")
+    name = context or current
+    if name not in merged["contexts"]:
+        known = ", ".join(merged["contexts"]) or "none"
+        raise UsageError(f"no context {name!r} in {', '.join(map(str, files))}; there are {known}")
+    chosen = merged["contexts"][name]
+    result: Object = {"apiVersion": "v1", "kind": "Config", "current-context": name, "contexts": [chosen]}
+    for kind, key in (("clusters", "cluster"), ("users", "user")):
+        wanted = chosen["context"].get(key)
+        if wanted not in merged[kind]:
+            raise UsageError(f"context {name!r} names {key} {wanted!r}, which is not in the kubeconfig")
+        result[kind] = [merged[kind][wanted]]
+    return result
+
+
+@dataclass
+class ExistingCluster:
+    spec: Existing
+    kubeconfig: Path
+    log: Path
+    _ingress: Ingress | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, spec: Existing, directory: Path, stop: threading.Event, progress: Progress) -> ExistingCluster:
+        """Raises UsageError for a kubeconfig or context that is none, ClusterError for an API that does not answer."""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        kubeconfig, log = directory / "kubeconfig", directory / "commands.log"
+        text = yaml.safe_dump(minified(kubeconfig_files(spec.kubeconfig), spec.context), sort_keys=False)
+        write_atomic(kubeconfig, text, 0o600)
+        progress("asking the Kubernetes API")
+        Kube(kubeconfig).version()
+        if spec.install is not None:
+            commands = plan_install(spec.install, spec, kubeconfig)
+            require_tools(commands)
+            for number, command in enumerate(commands, 1):
+                progress(f"{number} of {len(commands)}: {command.does}")
+                run(command, log, stop, progress)
+        if stop.is_set():
+            raise ClusterError("stopped before the cluster was used")
+        return cls(spec, kubeconfig, log)
+
+    def _opened(self) -> Ingress:
+        if self._ingress is None:
+            self._ingress = open_ingress(self.kubeconfig, self.spec.reach)
+        return self._ingress
+
+    @property
+    def ingress(self) -> str:
+        return self._opened().address
+
+    @property
+    def inside(self) -> str:
+        return self._opened().inside
+
+    @property
+    def tls(self) -> Tls | None:
+        return Tls(self.spec.reach.ca) if self.spec.reach.tls else None
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        kube = Kube(self.kubeconfig)
+        found = {"rolling-update", "canary", "standard"}
+        if kube.serves("serving.kserve.io/v1beta1", "inferenceservices"):
+            found.add("inferenceservice")
+        if kube.serves("serving.knative.dev/v1", "services"):
+            found.add("scale-to-zero")
+        nodes = kube.list("v1", "nodes")
+        if nodes:
+            found.add("nodes")
+        if any(
+            key.startswith("nvidia.com/") for node in nodes for key in (node.get("status") or {}).get("allocatable", {})
+        ):
+            found.add("gpu")
+        return frozenset(found)
+
+    def logs(self) -> str:
+        try:
+            return self.log.read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def down(self) -> None:
+        """Closes what was opened here; the cluster stays."""
+        if self._ingress is not None:
+            self._ingress.close()
+            self._ingress = None
+
+    def __enter__(self) -> ExistingCluster:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.down()

@@ -1,0 +1,238 @@
+"""Where requests enter a cluster: Istio, Kourier or a Gateway, behind a load balancer, a node's port or a forwarded
+one.
+
+What the cluster says of itself decides: Knative's ``config-network`` names the ingress class, KServe's
+``inferenceservice-config`` names the gateway. Sources: Knative's and KServe's ConfigMaps, Gateway API v1
+status.addresses, Service status.loadBalancer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cluster.commands import Command, require_tools
+from cluster.kube import Kube
+from harness.cluster_model import Reach
+from harness.errors import ClusterError
+
+Object = dict[str, Any]
+FORWARD_S = 20.0
+ADDRESS_S = 300.0
+"""A cloud's load balancer takes minutes to get its address."""
+_HTTP, _HTTPS = ("http2", "http", "http-80", "h2c"), ("https", "https-443")
+KSERVE_NAMESPACES = ("kserve", "opendatahub", "redhat-ods-applications")
+
+
+@dataclass
+class Ingress:
+    """``address`` is HOST:PORT, and ``inside`` the same for pods of the cluster, empty where it is not known; a
+    forwarded port is open until ``close``."""
+
+    address: str
+    found: str
+    inside: str = ""
+    _forward: subprocess.Popen[str] | None = None
+
+    def close(self) -> None:
+        if self._forward is not None and self._forward.poll() is None:
+            self._forward.terminate()
+            try:
+                self._forward.wait(10)
+            except subprocess.TimeoutExpired:
+                self._forward.kill()
+                self._forward.wait()
+        self._forward = None
+
+
+def open_ingress(
+    kubeconfig: Path, reach: Reach, own: str = "", inside: str = "", context: str | None = None
+) -> Ingress:
+    """``own`` is where the provider itself put it, ``inside`` the same for pods. Raises ClusterError that says what was
+    looked for."""
+    if reach.address is not None:
+        return Ingress(reach.address, "as given")
+    if own and reach.kind in ("auto", "node-port") and reach.service is None:
+        return Ingress(own, "the provider's own mapping", inside)
+    kube = Kube(kubeconfig, context)
+    namespace, name = _service(kube, reach)
+    service = kube.get("v1", "services", name, namespace)
+    if service is None:
+        raise ClusterError(f"the ingress' Service {namespace}/{name} does not exist; give cluster.reach.service")
+    port = service_port(service, tls=reach.tls)
+    ways: dict[str, Callable[[], Ingress | None]] = {
+        "load-balancer": lambda: _load_balancer(kube, service, port, wait=reach.kind == "load-balancer"),
+        "node-port": lambda: _node_port(kube, service, port),
+        "port-forward": lambda: forward(kubeconfig, context, namespace, name, port["port"]),
+    }
+    for way in ways if reach.kind == "auto" else [reach.kind]:
+        if (found := ways[way]()) is not None:
+            found.inside = f"{name}.{namespace}.svc.cluster.local:{port['port']}"
+            return found
+    raise ClusterError(
+        f"the ingress' Service {namespace}/{name}, a {service['spec'].get('type')}, cannot be reached by {reach.kind};"
+        " give cluster.reach: {kind: address, address: HOST:PORT}"
+    )
+
+
+def _service(kube: Kube, reach: Reach) -> tuple[str, str]:
+    if reach.service is not None:
+        namespace, _, name = reach.service.partition("/")
+        return namespace, name
+    tried: list[str] = []
+    for namespace, name in candidates(kube):
+        if kube.get("v1", "services", name, namespace) is not None:
+            return namespace, name
+        tried.append(f"{namespace}/{name}")
+    raise ClusterError(
+        f"no ingress was found: looked for the Services {', '.join(tried)}; give cluster.reach.service or"
+        " cluster.reach: {kind: address, address: HOST:PORT}"
+    )
+
+
+def candidates(kube: Kube) -> Iterator[tuple[str, str]]:
+    """Services that may be the ingress, most likely first: namespace and name."""
+    network = kube.get("v1", "configmaps", "config-network", "knative-serving")
+    settings = kserve_ingress(kube)
+    gateway = str(settings.get("kserveIngressGateway") or "kserve/kserve-ingress-gateway")
+    uses_gateway = bool(settings.get("enableGatewayApi"))
+    istio = ("istio-system", "istio-ingressgateway")
+    kourier = [("kourier-system", "kourier"), ("knative-serving", "kourier")]
+    if uses_gateway or network is None:
+        yield from gateway_services(kube, gateway)
+    if network is not None:
+        chosen = str(
+            (network.get("data") or {}).get("ingress-class") or (network.get("data") or {}).get("ingress.class")
+        )
+        yield from kourier if "kourier" in chosen else [istio]
+    yield istio
+    yield from kourier
+    yield from gateway_services(kube, gateway)
+
+
+def kserve_ingress(kube: Kube) -> Object:
+    """The ``ingress`` part of KServe's configuration; empty where it cannot be read."""
+    for namespace in KSERVE_NAMESPACES:
+        found = kube.get("v1", "configmaps", "inferenceservice-config", namespace)
+        if found is not None:
+            with contextlib.suppress(ValueError):
+                parsed = json.loads((found.get("data") or {}).get("ingress") or "{}")
+                return parsed if isinstance(parsed, dict) else {}
+    return {}
+
+
+def gateway_services(kube: Kube, wanted: str) -> Iterator[tuple[str, str]]:
+    """The Services that carry a Gateway's traffic: those of Envoy Gateway by their labels, those of Istio by name."""
+    namespace, _, name = wanted.rpartition("/")
+    selector = f"gateway.envoyproxy.io/owning-gateway-name={name}"
+    for service in kube.list("v1", "services", selector=selector):
+        yield service["metadata"]["namespace"], service["metadata"]["name"]
+    for service in kube.list("v1", "services", selector=f"gateway.networking.k8s.io/gateway-name={name}"):
+        yield service["metadata"]["namespace"], service["metadata"]["name"]
+    yield namespace or "kserve", f"{name}-istio"
+
+
+def service_port(service: Object, *, tls: bool) -> Object:
+    """The port for requests. Raises ClusterError."""
+    ports: list[Object] = service["spec"].get("ports") or []
+    names, number = (_HTTPS, 443) if tls else (_HTTP, 80)
+    for port in ports:
+        if port["port"] == number:
+            return port
+    for port in ports:
+        if port.get("name") in names:
+            return port
+    metadata = service["metadata"]
+    has = ", ".join(f"{port.get('name', '')} {port['port']}" for port in ports)
+    raise ClusterError(
+        f"Service {metadata['namespace']}/{metadata['name']} has no port {number}; it has {has or 'none'}"
+    )
+
+
+def _load_balancer(kube: Kube, service: Object, port: Object, *, wait: bool) -> Ingress | None:
+    if service["spec"].get("type") != "LoadBalancer":
+        return None
+    metadata = service["metadata"]
+    deadline = time.monotonic() + ADDRESS_S
+    while True:
+        for entry in ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []:
+            if host := entry.get("ip") or entry.get("hostname"):
+                return Ingress(f"{host}:{port['port']}", f"load balancer of {metadata['namespace']}/{metadata['name']}")
+        if not wait:
+            return None
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"the load balancer of Service {metadata['namespace']}/{metadata['name']} got no address within"
+                f" {ADDRESS_S:g} s; its events say why: kubectl describe service -n {metadata['namespace']}"
+                f" {metadata['name']}. Without load balancers use cluster.reach: {{kind: port-forward}}"
+            )
+        time.sleep(1.0)
+        service = kube.get("v1", "services", metadata["name"], metadata["namespace"]) or service
+
+
+def _node_port(kube: Kube, service: Object, port: Object) -> Ingress | None:
+    if service["spec"].get("type") not in ("NodePort", "LoadBalancer") or not port.get("nodePort"):
+        return None
+    # Internal addresses are no use from elsewhere, and whether this is elsewhere cannot be known: external ones only.
+    for node in kube.list("v1", "nodes"):
+        for address in (node.get("status") or {}).get("addresses") or []:
+            if address["type"] == "ExternalIP":
+                name = node["metadata"]["name"]
+                return Ingress(f"{address['address']}:{port['nodePort']}", f"port {port['nodePort']} of node {name}")
+    return None
+
+
+def forward(kubeconfig: Path, context: str | None, namespace: str, name: str, port: int) -> Ingress:
+    """``kubectl port-forward`` to a free port of 127.0.0.1. It goes through the API server, so it is no measure of
+    latency. Raises ClusterError."""
+    command = ["kubectl", "--kubeconfig", str(kubeconfig)]
+    if context:
+        command += ["--context", context]
+    command += ["port-forward", "--address", "127.0.0.1", "-n", namespace, f"service/{name}", f":{port}"]
+    require_tools([Command(tuple(command), "forward a port")])
+    process = subprocess.Popen(
+        _with_parent([shutil.which(command[0]) or command[0], *command[1:]]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    said = ""
+    timer_ends = time.monotonic() + FORWARD_S
+    os.set_blocking(process.stdout.fileno(), False)
+    while time.monotonic() < timer_ends:
+        said += process.stdout.read() or ""
+        for line in said.splitlines():
+            if line.startswith("Forwarding from 127.0.0.1:") and "->" in line:
+                local = line.removeprefix("Forwarding from ").split(" ")[0]
+                return Ingress(local, f"forwarded to {namespace}/{name}", _forward=process)
+        if process.poll() is not None:
+            break
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    raise ClusterError(f"kubectl port-forward to {namespace}/{name} did not start: {said.strip()[-500:]}")
+
+
+def _with_parent(command: list[str]) -> list[str]:
+    """The command, ended by the kernel when this process is: after a SIGKILL nobody else would. Source: setpriv(1)."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", *command] if setpriv else command
+
+
+def host_of(isvc: Object) -> str:
+    """The name under which the ingress knows a service; empty before it has one."""
+    return urlsplit(str((isvc.get("status") or {}).get("url") or "")).hostname or ""

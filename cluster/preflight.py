@@ -1,0 +1,373 @@
+"""Is this cluster able to run this scenario? Asked of the Kubernetes API before anything is deployed.
+
+Everything is read, nothing is created. A question that the credentials do not allow to answer is "unknown", with what
+would allow it, and is no failure.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from cluster.ingress import candidates, kserve_ingress, service_port
+from cluster.kube import Kube
+from harness.cluster_model import Existing, Local, Reach
+from harness.errors import ClusterError, RuntimeSpecError
+from harness.lint.manifests import parse_quantity
+from harness.runtimes import find_runtime
+from harness.scenario_model import ProbesStep, Scenario, Service
+
+Object = dict[str, Any]
+OLDEST = (1, 28)
+"""Below this the APIs that KServe's controllers use are not all there."""
+SKEW_S = 2.0
+EMBEDDED = "+servecert"
+
+
+class Answer(StrEnum):
+    PASSED = "passed"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``fix`` is what to do where it is not passed."""
+
+    id: str
+    answer: Answer
+    needs: str
+    found: str
+    fix: str = ""
+
+
+def preflight(scenario: Scenario, kube: Kube) -> list[Finding]:
+    """Raises ClusterError only where the API does not answer at all."""
+    version = kube.version()
+    subject = _Subject(scenario, kube, version.endswith(EMBEDDED))
+    found = [_version(version)]
+    for check in _CHECKS:
+        try:
+            found += check(subject)
+        except ClusterError as error:
+            name = check.__name__.strip("_")
+            found.append(
+                Finding(name, Answer.UNKNOWN, "to be asked", str(error)[:300], "see docs/clusters for permissions")
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class _Subject:
+    scenario: Scenario
+    kube: Kube
+    embedded: bool
+    """The embedded cluster, whatever provider it was named as: its pods are processes of this machine."""
+
+    def suites(self) -> set[str]:
+        return {step.suite for step in self.scenario.steps}
+
+    def resources(self, service: Service) -> Object:
+        """What one pod of the service asks for: requests, and limits where a request is left out."""
+        model = service.predictor.get("model") or {}
+        if service.manifest is not None:
+            predictor = (service.manifest.get("spec") or {}).get("predictor") or {}
+            model = predictor.get("model") or (predictor.get("containers") or [{}])[0]
+        found: Object = {}
+        if service.runtime is not None:
+            container = find_runtime(service.runtime).spec.serving_runtime["containers"][0]
+            found = dict((container.get("resources") or {}).get("requests") or {})
+        given = model.get("resources") or {}
+        return {**found, **(given.get("limits") or {}), **(given.get("requests") or {})}
+
+    def least(self, service: Service) -> int:
+        """Pods that there must be room for."""
+        return max(int(service.predictor.get("minReplicas", 1) or 0), 1)
+
+
+def _version(text: str) -> Finding:
+    match = re.match(r"v?(\d+)\.(\d+)", text)
+    needs = f"Kubernetes {OLDEST[0]}.{OLDEST[1]} or newer"
+    if match is None:
+        return Finding("kubernetes", Answer.UNKNOWN, needs, text)
+    fits = (int(match[1]), int(match[2])) >= OLDEST
+    return Finding(
+        "kubernetes", Answer.PASSED if fits else Answer.FAILED, needs, text, "" if fits else "upgrade the cluster"
+    )
+
+
+def _kserve(subject: _Subject) -> Iterator[Finding]:
+    kube = subject.kube
+    fix = "install KServe: cluster.install, or https://kserve.github.io"
+    for version, plural in (
+        ("serving.kserve.io/v1beta1", "inferenceservices"),
+        ("serving.kserve.io/v1alpha1", "servingruntimes"),
+    ):
+        served = kube.serves(version, plural)
+        answer = Answer.PASSED if served else Answer.FAILED
+        yield Finding(f"crd.{plural}", answer, f"{plural} in {version}", "served" if served else "not served", fix)
+    if subject.embedded:
+        return
+    yield from _deployments(kube, "kserve", ("kserve-controller-manager",), fix)
+    settings = kserve_ingress(kube)
+    if settings.get("enableGatewayApi"):
+        served = kube.serves("gateway.networking.k8s.io/v1", "httproutes")
+        answer = Answer.PASSED if served else Answer.FAILED
+        yield Finding(
+            "crd.httproutes",
+            answer,
+            "Gateway API, which KServe is set to use",
+            "served" if served else "not served",
+            "install Gateway API",
+        )
+
+
+def _deployments(kube: Kube, namespace: str, names: tuple[str, ...], fix: str) -> Iterator[Finding]:
+    for name in names:
+        found = kube.get("apps/v1", "deployments", name, namespace)
+        needs = f"deployment {namespace}/{name} available"
+        if found is None:
+            yield Finding(f"controller.{name}", Answer.FAILED, needs, "it does not exist", fix)
+            continue
+        count = (found.get("status") or {}).get("availableReplicas") or 0
+        image = found["spec"]["template"]["spec"]["containers"][0].get("image", "")
+        shown = f"{count} available, {image}"
+        see = f"kubectl describe deployment -n {namespace} {name}"
+        yield Finding(
+            f"controller.{name}", Answer.PASSED if count else Answer.FAILED, needs, shown, "" if count else see
+        )
+
+
+def _knative(subject: _Subject) -> Iterator[Finding]:
+    """Only where a step or a service needs it."""
+    needing = sorted(subject.suites() & {"cold-start", "autoscaling"})
+    zero = sorted(name for name, item in subject.scenario.services.items() if item.predictor.get("minReplicas") == 0)
+    if not needing and not zero:
+        return
+    why = f"Knative, for {', '.join(needing or zero)}"
+    served = subject.kube.serves("serving.knative.dev/v1", "revisions")
+    answer = Answer.PASSED if served else Answer.FAILED
+    yield Finding("crd.revisions", answer, why, "served" if served else "not served", "install Knative Serving")
+    if served and not subject.embedded:
+        names = ("activator", "autoscaler", "controller", "webhook")
+        yield from _deployments(subject.kube, "knative-serving", names, "install Knative Serving")
+
+
+def _rights(subject: _Subject) -> Iterator[Finding]:
+    namespace = subject.scenario.namespace
+    wanted = [
+        *(("create", "serving.kserve.io", kind) for kind in ("inferenceservices", "servingruntimes")),
+        *(("patch", "serving.kserve.io", "inferenceservices"), ("delete", "serving.kserve.io", "inferenceservices")),
+        *(("list", "", "pods"), ("watch", "", "pods"), ("get", "", "pods/log"), ("list", "", "events")),
+    ]
+    if any(isinstance(step, ProbesStep) for step in subject.scenario.steps):
+        wanted += [("delete", "", "pods"), ("get", "", "pods/proxy"), ("create", "", "pods/proxy")]
+    if subject.kube.get("v1", "namespaces", namespace) is None:
+        wanted.append(("create", "", "namespaces"))
+    missing, unknown = [], False
+    for verb, group, resource in wanted:
+        may = subject.kube.may(verb, group, resource, "" if resource == "namespaces" else namespace)
+        unknown = unknown or may is None
+        if may is False:
+            missing.append(f"{verb} {resource}")
+    needs = f"rights in namespace {namespace}"
+    if missing:
+        yield Finding(
+            "rights", Answer.FAILED, needs, f"not allowed: {', '.join(missing)}", "bind a role that allows it"
+        )
+    elif unknown:
+        yield Finding("rights", Answer.UNKNOWN, needs, "the API does not say")
+    else:
+        yield Finding("rights", Answer.PASSED, needs, f"{len(wanted)} asked, all allowed")
+
+
+def _room(subject: _Subject) -> Iterator[Finding]:
+    """Whether some node could take a pod of each service, and whether there are GPUs for all."""
+    nodes = [node for node in subject.kube.list("v1", "nodes") if _schedulable(node)]
+    needed: dict[str, float] = {}
+    grows = getattr(subject.scenario.cluster, "gpu", None) is not None
+    for name, service in subject.scenario.services.items():
+        asked = {key: parse_quantity(value) or 0.0 for key, value in subject.resources(service).items()}
+        gpus = {key: value for key, value in asked.items() if key.startswith("nvidia.com/")}
+        for key, value in gpus.items():
+            needed[key] = needed.get(key, 0.0) + value * subject.least(service)
+        if not asked:
+            continue
+        fitting = [node for node in nodes if all(_allocatable(node, key) >= value for key, value in asked.items())]
+        text = ", ".join(f"{key} {value}" for key, value in subject.resources(service).items())
+        needs = f"a node for {name}: {text}"
+        if fitting:
+            yield Finding(
+                f"node.{name}", Answer.PASSED, needs, f"{len(fitting)} of {len(nodes)} nodes are large enough"
+            )
+        elif grows and gpus:
+            yield Finding(f"node.{name}", Answer.UNKNOWN, needs, "none now; the pool of GPU nodes can grow")
+        else:
+            best = ", ".join(f"{key} {max((_allocatable(node, key) for node in nodes), default=0):g}" for key in asked)
+            yield Finding(
+                f"node.{name}",
+                Answer.FAILED,
+                needs,
+                f"no node of {len(nodes)}; the largest has {best}",
+                "add a larger node, or ask for less",
+            )
+    for key, value in needed.items():
+        total = sum(_allocatable(node, key) for node in nodes)
+        enough = total >= value
+        answer = Answer.PASSED if enough else Answer.UNKNOWN if grows else Answer.FAILED
+        yield Finding(
+            f"gpu.{key}",
+            answer,
+            f"{value:g} × {key}",
+            f"{total:g} on {len(nodes)} nodes",
+            "" if enough else "add GPU nodes; is the device plugin there?",
+        )
+
+
+def _schedulable(node: Object) -> bool:
+    conditions = (node.get("status") or {}).get("conditions") or []
+    ready = any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+    return ready and not (node.get("spec") or {}).get("unschedulable")
+
+
+def _allocatable(node: Object, key: str) -> float:
+    return parse_quantity(((node.get("status") or {}).get("allocatable") or {}).get(key)) or 0.0
+
+
+def _quota(subject: _Subject) -> Iterator[Finding]:
+    for quota in subject.kube.list("v1", "resourcequotas", subject.scenario.namespace):
+        hard, used = ((quota.get("status") or {}).get(part) or {} for part in ("hard", "used"))
+        hard = hard or (quota.get("spec") or {}).get("hard") or {}
+        needed: dict[str, float] = {"pods": 0.0}
+        for service in subject.scenario.services.values():
+            count = subject.least(service)
+            needed["pods"] += count
+            for key, value in subject.resources(service).items():
+                for name in (f"requests.{key}", key):
+                    needed[name] = needed.get(name, 0.0) + (parse_quantity(value) or 0.0) * count
+        short = []
+        for key, value in hard.items():
+            left = (parse_quantity(value) or 0.0) - (parse_quantity(used.get(key, 0)) or 0.0)
+            if key in needed and needed[key] > left:
+                short.append(f"{key}: {needed[key]:g} needed, {left:g} left of {value}")
+        name = quota["metadata"]["name"]
+        answer = Answer.FAILED if short else Answer.PASSED
+        yield Finding(
+            f"quota.{name}",
+            answer,
+            f"room in ResourceQuota {name}",
+            "; ".join(short) or "enough",
+            "raise the quota, or use another namespace" if short else "",
+        )
+
+
+def _models(subject: _Subject) -> Iterator[Finding]:
+    """Whether the models and images of the catalog can get to the pods."""
+    cluster = subject.scenario.cluster
+    if isinstance(cluster, Local) or subject.embedded:
+        return
+    models = cluster.models
+    loaded = getattr(cluster, "load_images", [])
+    for name, service in subject.scenario.services.items():
+        if service.model is not None and "storageUri" not in (service.predictor.get("model") or {}) and models is None:
+            yield Finding(
+                f"model.{name}",
+                Answer.FAILED,
+                f"a way for model {service.model} to the pods",
+                "none",
+                "set cluster.models.uri (s3://, gs://, https://, pvc://), or predictor.model.storageUri",
+            )
+        if service.runtime is None:
+            continue
+        try:
+            image = find_runtime(service.runtime).image
+        except RuntimeSpecError:
+            continue  # the scenario's own check names it
+        if image.startswith("servecert/") and not cluster.registry and image not in loaded:
+            yield Finding(
+                f"image.{name}",
+                Answer.FAILED,
+                f"image {image}",
+                "it is in no public registry",
+                "build it (runtimes/*/Dockerfile), push it and set cluster.registry; on kind: cluster.load_images",
+            )
+    if models is not None and models.uri.startswith("pvc://"):
+        classes = subject.kube.list("storage.k8s.io/v1", "storageclasses")
+        names = [item["metadata"]["name"] for item in classes]
+        default = [
+            item
+            for item in classes
+            if (item["metadata"].get("annotations") or {}).get("storageclass.kubernetes.io/is-default-class") == "true"
+        ]
+        fits = models.storage_class in names if models.storage_class else bool(default)
+        yield Finding(
+            "storage",
+            Answer.PASSED if fits else Answer.FAILED,
+            f"storage class {models.storage_class or '(a default one)'}",
+            ", ".join(names) or "none",
+            "" if fits else "set cluster.models.storage_class",
+        )
+
+
+def _faults(subject: _Subject) -> Iterator[Finding]:
+    if subject.embedded or isinstance(subject.scenario.cluster, Local):
+        return
+    for name, service in subject.scenario.services.items():
+        if service.faults:
+            yield Finding(
+                f"faults.{name}",
+                Answer.FAILED,
+                "no faults on purpose",
+                ", ".join(service.faults),
+                "only the embedded cluster has them: remove 'faults'",
+            )
+
+
+def _ingress(subject: _Subject) -> Iterator[Finding]:
+    cluster = subject.scenario.cluster
+    if isinstance(cluster, Local):
+        return
+    reach: Reach = cluster.reach
+    if reach.address is not None:
+        host, _, port = reach.address.rpartition(":")
+        try:
+            started = time.monotonic()
+            socket.create_connection((host, int(port)), 5).close()
+            yield Finding(
+                "ingress",
+                Answer.PASSED,
+                f"a connection to {reach.address}",
+                f"{(time.monotonic() - started) * 1e3:.1f} ms",
+            )
+        except OSError as error:
+            yield Finding("ingress", Answer.FAILED, f"a connection to {reach.address}", str(error), "set cluster.reach")
+        return
+    if not isinstance(cluster, Existing):
+        return  # what is made here brings its ingress with it
+    tried = [tuple(reach.service.split("/", 1))] if reach.service else list(candidates(subject.kube))
+    for namespace, name in tried:
+        if (service := subject.kube.get("v1", "services", name, namespace)) is not None:
+            found = service_port(service, tls=reach.tls)
+            kind = service["spec"].get("type", "ClusterIP")
+            yield Finding(
+                "ingress", Answer.PASSED, "the ingress' Service", f"{namespace}/{name}, {kind}, port {found['port']}"
+            )
+            return
+    looked = ", ".join(dict.fromkeys(f"{namespace}/{name}" for namespace, name in tried))
+    yield Finding(
+        "ingress",
+        Answer.FAILED,
+        "the ingress' Service",
+        f"none of {looked}",
+        "set cluster.reach.service or cluster.reach.address",
+    )
+
+
+_CHECKS: tuple[Callable[[_Subject], Iterator[Finding]], ...] = (
+    _kserve, _knative, _rights, _room, _quota, _models, _faults, _ingress
+)  # fmt: skip
