@@ -42,7 +42,7 @@ class Ingress:
     address: str
     found: str
     inside: str = ""
-    _forward: subprocess.Popen[str] | None = None
+    _forward: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
         if self._forward is not None and self._forward.poll() is None:
@@ -205,7 +205,6 @@ def forward(kubeconfig: Path, context: str | None, namespace: str, name: str, po
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
         start_new_session=True,
     )
     assert process.stdout is not None
@@ -213,7 +212,7 @@ def forward(kubeconfig: Path, context: str | None, namespace: str, name: str, po
     timer_ends = time.monotonic() + FORWARD_S
     os.set_blocking(process.stdout.fileno(), False)
     while time.monotonic() < timer_ends:
-        said += process.stdout.read() or ""
+        said += (process.stdout.read() or b"").decode(errors="replace")
         for line in said.splitlines():
             if line.startswith("Forwarding from 127.0.0.1:") and "->" in line:
                 local = line.removeprefix("Forwarding from ").split(" ")[0]

@@ -96,7 +96,7 @@ class Models(Strict):
     @classmethod
     def _known(cls, value: str) -> str:
         schemes = ("s3://", "gs://", "abfs://", "https://", "pvc://")
-        if not value.startswith(schemes) or value.rstrip("/") + "/" in schemes:
+        if not value.startswith(schemes) or not value.partition("://")[2].strip("/"):
             raise ValueError(f"expected a URI that begins with {', '.join(schemes)}, got {value!r}")
         return value.rstrip("/")
 

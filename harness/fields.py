@@ -58,4 +58,5 @@ Slo = Annotated[
 class Strict(BaseModel):
     """An unknown field is a mistake, and nothing changes after it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Built when first used: most commands need few of the models.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)

@@ -20,7 +20,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import psutil
 import yaml
 
 from harness.errors import DeployError, RunStoreError, ServecertError
@@ -74,6 +73,8 @@ def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:
 
 
 def describe_host() -> dict[str, Any]:
+    import psutil
+
     return {
         "system": platform.platform(),
         "cpu_count": os.cpu_count(),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from harness.environments import (
     Progress,
@@ -27,24 +27,21 @@ from harness.environments import (
     unwritable,
 )
 from harness.errors import EnvironmentError_, RuntimeSpecError, UsageError
+from harness.fields import Strict
 from harness.records import Deviation
 
 _M = TypeVar("_M", bound=BaseModel)
 CATALOG = Path(__file__).resolve().parent.parent / "runtimes"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RuntimeVersion(_Strict):
+class RuntimeVersion(Strict):
     image: str
     """The image that stands for this version in manifests."""
     requirements: str | None = None
     """A requirements file beside runtime.yaml; none runs in servecert's own environment."""
 
 
-class RuntimeSpec(_Strict):
+class RuntimeSpec(Strict):
     name: str
     description: str
     default: str
@@ -62,7 +59,7 @@ class RuntimeSpec(_Strict):
     """Spec of the ServingRuntime; the container's image is filled in from the version."""
 
 
-class KnownDeviation(_Strict):
+class KnownDeviation(Strict):
     """Checks that fail for one reason in some versions."""
 
     checks: list[str]
@@ -73,7 +70,7 @@ class KnownDeviation(_Strict):
     issue: str = ""
 
 
-class ModelSpec(_Strict):
+class ModelSpec(Strict):
     name: str
     description: str
     format: str
@@ -185,7 +182,7 @@ def _validate(model: type[_M], data: Any, path: Path) -> _M:
         raise RuntimeSpecError(f"{path}: {problems}") from error
 
 
-class Baseline(_Strict):
+class Baseline(Strict):
     """An entry of a baseline that a user keeps for a server of their own; a runtime's list is one as well."""
 
     checks: list[str]

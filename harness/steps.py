@@ -30,7 +30,6 @@ from scenarios.suites.autoscaling import Course, autoscaling
 from scenarios.suites.canary import Rollout, canary
 from scenarios.suites.capacity import Search, capacity
 from scenarios.suites.cold_start import ColdStart, cold_start
-from scenarios.suites.conformance import conformance
 from scenarios.suites.load import Plan, Within, load
 from scenarios.suites.parity import parity
 from scenarios.suites.probes import Probes, probes
@@ -179,6 +178,8 @@ def _on_cluster(
 async def _conformance(
     step: ConformanceStep, name: str, endpoint: Endpoint, seed: int, save: Callable[[str, str], str], observer: Observer
 ) -> AsyncIterator[Record]:
+    from scenarios.suites.conformance import conformance
+
     async for result in conformance(replace(endpoint, metrics_path=step.metrics), step.profiles, step=name):
         yield result
     if step.fuzz:

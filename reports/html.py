@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from harness.records import CheckResult, LoadResult, Outcome, SampleBatch, to_json
@@ -22,7 +21,9 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment() -> Any:
+    import jinja2  # most commands write no report
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -126,4 +127,4 @@ def html(run: Run, verdict: Verdict) -> str:
         "signed": sign_off(run),
         "evidence": _evidence(run.checks),
     }
-    return _environment().get_template("report.html.j2").render(values)
+    return str(_environment().get_template("report.html.j2").render(values))

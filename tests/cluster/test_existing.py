@@ -30,7 +30,7 @@ def reach(**fields: Any) -> Reach:
     return Reach.model_validate(fields)
 
 
-def scenario(tmp_path: Path, cluster: LocalCluster, **changes: Any) -> Path:
+def scenario(tmp_path: Path, cluster: LocalCluster, /, **changes: Any) -> Path:
     section = {
         "provider": "existing",
         "kubeconfig": str(cluster.kubeconfig),
