@@ -46,13 +46,13 @@ class InPods:
 
     async def send(self, directory: Path) -> str:
         """The folder as the master sees it."""
-        there = f"/tmp/{directory.name}"  # noqa: S108 - of the pod, which is ours alone
+        there = f"/tmp/stage-{directory.name}"  # noqa: S108 - of the pod, which is ours alone
         await self._run("make the stage's folder", "exec", self.pod, "--", "mkdir", "-p", there)
         await self._run("copy the stage to the master", "cp", f"{directory}/.", f"{self.pod}:{there}")
         return there
 
     async def fetch(self, directory: Path) -> None:
-        there = f"/tmp/{directory.name}"  # noqa: S108
+        there = f"/tmp/stage-{directory.name}"  # noqa: S108
         await self._run("bring the rows back", "cp", "--retries=5", f"{self.pod}:{there}/.", str(directory))
         await self._run("remove the stage's folder", "exec", self.pod, "--", "rm", "-rf", there)
 

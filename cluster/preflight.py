@@ -19,7 +19,7 @@ from cluster.kube import Kube
 from harness.cluster_model import Existing, Local, Reach
 from harness.errors import ClusterError, RuntimeSpecError
 from harness.lint.manifests import parse_quantity
-from harness.runtimes import find_runtime
+from harness.runtimes import find_runtime, requested
 from harness.scenario_model import ProbesStep, Scenario, Service
 
 Object = dict[str, Any]
@@ -73,17 +73,12 @@ class _Subject:
         return {step.suite for step in self.scenario.steps}
 
     def resources(self, service: Service) -> Object:
-        """What one pod of the service asks for: requests, and limits where a request is left out."""
+        """What one pod of the service asks for."""
         model = service.predictor.get("model") or {}
         if service.manifest is not None:
             predictor = (service.manifest.get("spec") or {}).get("predictor") or {}
             model = predictor.get("model") or (predictor.get("containers") or [{}])[0]
-        found: Object = {}
-        if service.runtime is not None:
-            container = find_runtime(service.runtime).spec.serving_runtime["containers"][0]
-            found = dict((container.get("resources") or {}).get("requests") or {})
-        given = model.get("resources") or {}
-        return {**found, **(given.get("limits") or {}), **(given.get("requests") or {})}
+        return requested(find_runtime(service.runtime) if service.runtime else None, model)
 
     def least(self, service: Service) -> int:
         """Pods that there must be room for."""

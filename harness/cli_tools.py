@@ -38,7 +38,8 @@ def list_runtimes(json: Json = "") -> None:
             rows.append(
                 {
                     "runtime": runtime.name,
-                    "installed": runtime.installed,
+                    "runs_here": runtime.runs_here,
+                    "installed": runtime.runs_here and runtime.installed,
                     "protocols": spec.protocols,
                     "formats": spec.model_formats,
                     "image": runtime.image,
@@ -53,7 +54,7 @@ def list_runtimes(json: Json = "") -> None:
     for row in rows:
         table.add_row(
             str(row["runtime"]),
-            "yes" if row["installed"] else "no",
+            ("yes" if row["installed"] else "no") if row["runs_here"] else "real clusters only",
             ", ".join(row["protocols"]),
             ", ".join(row["models"]),
         )
@@ -66,9 +67,17 @@ def install(
 ) -> None:
     """Builds the Python environments of runtimes, once."""
     if names == ["all"]:
-        names = [f"{name}@{version}" for name, (spec, _) in runtime_specs().items() for version in spec.versions]
+        names = [
+            f"{name}@{version}"
+            for name, (spec, _) in runtime_specs().items()
+            if spec.command
+            for version in spec.versions
+        ]
     console = Console(stderr=True)
-    for runtime in [find_runtime(name) for name in names]:
+    runtimes = [find_runtime(name) for name in names]
+    if elsewhere := [runtime.name for runtime in runtimes if not runtime.runs_here]:
+        raise UsageError(f"{', '.join(elsewhere)}: there is nothing to install, it runs on real clusters only")
+    for runtime in runtimes:
         with console.status(f"{runtime.name}") as shown:
             python = runtime.python(lambda line, shown=shown, name=runtime.name: shown.update(f"{name}: {line[:90]}"))  # type: ignore[misc]
         print(f"{runtime.name}: {python}")
@@ -85,6 +94,8 @@ def serve(
 ) -> None:
     """Runs one runtime with one model in the foreground, to point other commands at."""
     runtime = find_runtime(name)
+    if not runtime.runs_here:
+        raise UsageError(f"{runtime.name} runs on real clusters only")
     built = build_model(model, lambda line: print(line, file=sys.stderr))
     if built.spec.format not in runtime.spec.model_formats:
         raise UsageError(

@@ -26,12 +26,12 @@ from cluster.provider import Cluster, up
 from harness.cluster_model import Aks, ClusterChoice, Local
 from harness.deployed import Deployed
 from harness.endpoint import Endpoint
-from harness.errors import BringUpError, ClusterError, DeployError, ServecertError, UnreachableError
+from harness.errors import BringUpError, ClusterError, DeployError, ServecertError, UnreachableError, UsageError
 from harness.kserve import KServe
 from harness.observer import Observer
 from harness.records import Deviation, Measurement, TimelineEvent
 from harness.runstore import RunStore
-from harness.runtimes import BuiltModel, Runtime, build_model, find_runtime, in_registry, planned_model
+from harness.runtimes import BuiltModel, Runtime, build_model, find_runtime, in_registry, planned_model, requested
 from harness.scenario import resolved
 from harness.scenario_model import Scenario, Service, Variant
 from harness.steps import Target, run_step
@@ -80,16 +80,25 @@ def manifests(prepared: Prepared, scenario: Scenario) -> list[dict[str, Any]]:
             metadata["annotations"] = {**metadata.get("annotations", {}), **annotations}
         return [{**service.manifest, "apiVersion": "serving.kserve.io/v1beta1", "metadata": metadata}]
     assert prepared.runtime is not None
-    assert prepared.model is not None
     runtime_name = "servecert-" + prepared.runtime.name.replace("@", "-").replace(".", "-")
-    predictor = {**placement(service.predictor, scenario.cluster), **service.predictor}
-    predictor["model"] = {
-        "modelFormat": {"name": prepared.model.spec.format},
-        "protocolVersion": "v2",
+    asked = requested(prepared.runtime, service.predictor.get("model") or {})
+    predictor = {**placement(asked, scenario.cluster), **service.predictor}
+    spec = prepared.runtime.spec
+    model: dict[str, Any] = {
+        "modelFormat": {"name": prepared.model.spec.format if prepared.model else spec.model_formats[0]},
         "runtime": runtime_name,
-        "storageUri": prepared.delivered.storage_uri if prepared.delivered else f"file://{prepared.model.artifacts}",
-        **predictor.get("model", {}),
     }
+    if "v2" in spec.serving_runtime.get("protocolVersions", []):
+        model["protocolVersion"] = "v2"
+    if prepared.delivered is not None:
+        model["storageUri"] = prepared.delivered.storage_uri
+    elif prepared.model is not None:
+        model["storageUri"] = f"file://{prepared.model.artifacts}"
+    if service.expose == "grpc":
+        if "grpc" not in spec.ports:
+            raise UsageError(f"{prepared.name}: {prepared.runtime.name} has no gRPC port to expose")
+        model["ports"] = [{"containerPort": spec.ports["grpc"], "name": "h2c", "protocol": "TCP"}]
+    predictor["model"] = {**model, **predictor.get("model", {})}
     if prepared.delivered is not None and prepared.delivered.service_account is not None:
         predictor.setdefault("serviceAccountName", prepared.delivered.service_account)
     return [
@@ -103,12 +112,10 @@ def manifests(prepared: Prepared, scenario: Scenario) -> list[dict[str, Any]]:
     ]
 
 
-def placement(predictor: dict[str, Any], cluster: ClusterChoice) -> dict[str, Any]:
+def placement(asked: dict[str, Any], cluster: ClusterChoice) -> dict[str, Any]:
     """What lets pods that ask for GPUs onto the nodes that have them: tolerations of the pool's taints."""
-    resources = (predictor.get("model") or {}).get("resources") or {}
-    asks = any(str(key).startswith("nvidia.com/") for part in resources.values() for key in part or {})
     gpu = getattr(cluster, "gpu", None)
-    if not asks or gpu is None:
+    if gpu is None or not any(str(key).startswith("nvidia.com/") for key in asked):
         return {}
     tolerations = [_toleration(taint) for taint in gpu.taints]
     if isinstance(cluster, Aks) and gpu.spot:

@@ -46,9 +46,9 @@ class RuntimeSpec(Strict):
     description: str
     default: str
     versions: dict[str, RuntimeVersion]
-    command: list[str]
-    """Local command. Placeholders: {python} {bin} {host} {http_port} {grpc_port} {metrics_port} {model_name}
-    {model_dir} {runtime_dir} {catalog_parent}."""
+    command: list[str] = Field(default_factory=list)
+    """Local command; without one the runtime is for real clusters only. Placeholders: {python} {bin} {host} {http_port}
+    {grpc_port} {metrics_port} {model_name} {model_dir} {runtime_dir} {catalog_parent}."""
     environment: dict[str, str] = Field(default_factory=dict)
     """With the same placeholders."""
     ports: dict[Literal["http", "grpc", "metrics"], int]
@@ -95,6 +95,11 @@ class Runtime:
     @property
     def image(self) -> str:
         return self.spec.versions[self.version].image
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether its server can be a process of this machine."""
+        return bool(self.spec.command)
 
     def requirements(self) -> str | None:
         file = self.spec.versions[self.version].requirements
@@ -161,6 +166,15 @@ class Runtime:
         }
         command = [_fill(part, filled) for part in self.spec.command]
         return command, {key: _fill(value, filled) for key, value in self.spec.environment.items()}
+
+
+def requested(runtime: Runtime | None, container: dict[str, Any]) -> dict[str, Any]:
+    """What one pod asks for, by resource: the runtime's requests and limits, and over them those of the service."""
+    found: dict[str, Any] = {}
+    given = [runtime.spec.serving_runtime["containers"][0]] if runtime is not None else []
+    for resources in [item.get("resources") or {} for item in (*given, container)]:
+        found |= {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return found
 
 
 def in_registry(image: str, registry: str | None) -> str:

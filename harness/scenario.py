@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from harness.cluster_model import PROVIDERS, ClusterChoice
+from harness.cluster_model import PROVIDERS, ClusterChoice, Local
 from harness.errors import RuntimeSpecError, ScenarioError, UsageError
 from harness.fields import Strict
 from harness.runtimes import find_model, find_runtime, model_specs, runtime_specs
@@ -268,6 +268,8 @@ def _cross_check(scenario: Scenario, lines: dict[Location, int]) -> list[tuple[i
             model = find_model(service.model) if service.model else None
         except RuntimeSpecError as error:
             problem((*where, "model"), str(error))
+        if runtime and not runtime.runs_here and isinstance(scenario.cluster, Local):
+            problem((*where, "runtime"), f"{runtime.name} runs on real clusters only; set cluster.provider")
         if runtime and model and model.format not in runtime.spec.model_formats:
             able = [key for key, (spec, _) in runtime_specs().items() if model.format in spec.model_formats]
             fits = [key for key, spec in model_specs().items() if spec.format in runtime.spec.model_formats]

@@ -51,6 +51,9 @@ class Service(Strict):
         description="what the embedded cluster does wrong on purpose, such as slow-load=3s",
     )
     manifest: dict[str, Any] | None = Field(None, description="a whole InferenceService, instead of runtime and model")
+    expose: Literal["http", "grpc"] = Field(
+        "http", description="the port that Knative routes to: it has one a service; with grpc it speaks h2c"
+    )
     served_model: str | None = Field(
         None, description="the model's name in URLs, where it is not the service's (with manifest)"
     )
@@ -58,8 +61,11 @@ class Service(Strict):
 
     @model_validator(mode="after")
     def _one_way(self) -> Service:
-        if self.manifest is None and (self.runtime is None or self.model is None):
-            raise ValueError("expected either 'runtime' and 'model', or 'manifest'")
+        own_model = "storageUri" in (self.predictor.get("model") or {})
+        if self.manifest is None and (self.runtime is None or (self.model is None and not own_model)):
+            raise ValueError("expected either 'runtime' and 'model' (or predictor.model.storageUri), or 'manifest'")
+        if self.manifest is not None and self.expose == "grpc":
+            raise ValueError("'expose' cannot be given beside 'manifest': write the port into the manifest")
         if self.manifest is not None and self.predictor:
             raise ValueError("'predictor' cannot be given beside 'manifest': write the fields into the manifest")
         return self

@@ -68,6 +68,20 @@ def servecert_undisturbed(*arguments: str, out: Path, attempts: int = 4) -> subp
     return result
 
 
+@contextlib.contextmanager
+def load_workers(port: int, count: int = 2) -> Iterator[list[subprocess.Popen[bytes]]]:
+    command = [*SERVECERT, "worker", f"locust://127.0.0.1:{port}"]
+    running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(count)]
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(20)
+        wait_until(lambda: not processes_mentioning(f"--master-port {port}"), what="the end of all workers")
+
+
 def processes_mentioning(text: str) -> list[int]:
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "status"]):

@@ -43,6 +43,10 @@ def files(folder: str) -> list[Path]:
         ("runtimes/kserve", ()),
         ("runtimes/triton", ()),
         ("runtimes/torchserve", ()),
+        ("runtimes/sklearn", ()),
+        ("runtimes/xgboost", ()),
+        ("runtimes/huggingface", ()),
+        ("runtimes/vllm", ()),
     ],
 )
 def test_folder_imports_only_what_it_may(folder: str, allowed: tuple[str, ...]) -> None:

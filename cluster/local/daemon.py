@@ -96,6 +96,8 @@ def seed(store: Store) -> None:
     )
     for name in runtime_specs():
         runtime = find_runtime(name)
+        if not runtime.runs_here:
+            continue
         store.create(
             BY_KIND["ClusterServingRuntime"], runtime.serving_runtime(f"servecert-{name}", "ClusterServingRuntime")
         )

@@ -350,7 +350,9 @@ class Kubelet:
         while not worker.deleted.is_set():
             failure = f'no runtime folder names the image "{image}"'
             runtime = runtime_of_image(image)
-            if runtime is not None:
+            if runtime is not None and not runtime.runs_here:
+                failure = f"{runtime.name} runs on real clusters only"
+            elif runtime is not None:
                 try:
                     started = time.monotonic()
                     if runtime.installed and not delay_s:

@@ -1,8 +1,8 @@
 """Request bodies in Kubernetes' protobuf encoding, which kubectl's ``create`` commands send for core types.
 
 The envelope is the four bytes ``k8s\\0`` and a ``runtime.Unknown``. Field numbers are those of the API's
-generated.proto files (k8s.io/api/core/v1, k8s.io/apimachinery/pkg/apis/meta/v1, pkg/runtime). Answers always go out as
-JSON.
+generated.proto files (k8s.io/api/core/v1, k8s.io/api/authorization/v1, k8s.io/apimachinery/pkg/apis/meta/v1,
+pkg/runtime). Answers always go out as JSON.
 """
 
 from __future__ import annotations
@@ -59,6 +59,21 @@ _SERVICE: Schema = {
     5: ("externalIPs", ["string"]),
     10: ("externalName", "string"),
 }
+_REVIEW: Schema = {
+    1: (
+        "resourceAttributes",
+        {
+            1: ("namespace", "string"),
+            2: ("verb", "string"),
+            3: ("group", "string"),
+            4: ("version", "string"),
+            5: ("resource", "string"),
+            6: ("subresource", "string"),
+            7: ("name", "string"),
+        },
+    ),
+    2: ("nonResourceAttributes", {1: ("path", "string"), 2: ("verb", "string")}),
+}
 _KINDS: dict[str, Schema] = {
     "ConfigMap": {1: ("metadata", _META), 2: ("data", _MAP), 3: ("binaryData", _BYTES_MAP), 4: ("immutable", "bool")},
     "Secret": {
@@ -75,6 +90,7 @@ _KINDS: dict[str, Schema] = {
         3: ("imagePullSecrets", [{1: ("name", "string")}]),
     },
     "Service": {1: ("metadata", _META), 2: ("spec", _SERVICE), 3: ("status", {})},
+    "SelfSubjectAccessReview": {1: ("metadata", _META), 2: ("spec", _REVIEW), 3: ("status", {})},
     "DeleteOptions": {
         1: ("gracePeriodSeconds", "int"),
         2: ("preconditions", {1: ("uid", "string"), 2: ("resourceVersion", "string")}),

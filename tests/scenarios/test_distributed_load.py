@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from tests.helpers import (
     SERVECERT,
     Reference,
     free_port,
+    load_workers,
     processes_mentioning,
     servecert,
     servecert_undisturbed,
@@ -26,23 +25,9 @@ from tests.helpers import (
 )
 
 
-@contextlib.contextmanager
-def workers(port: int, count: int = 2) -> Iterator[list[subprocess.Popen[bytes]]]:
-    command = [*SERVECERT, "worker", f"locust://127.0.0.1:{port}"]
-    running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(count)]
-    try:
-        yield running
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait(20)
-        wait_until(lambda: not processes_mentioning(f"--master-port {port}"), what="the end of all workers")
-
-
 def test_two_workers_send_what_one_generator_would(reference: Reference, tmp_path: Path) -> None:
     port = free_port()
-    with workers(port):
+    with load_workers(port):
         out = tmp_path / "run"
         command = ["load", reference.url, "--model", reference.model, "--json", "-"]
         rate = ["--rate", "200/s", "--duration", "1s", "--warmup", "1s", "--seed", "7"]
@@ -80,7 +65,7 @@ def test_workers_that_do_not_come(reference: Reference) -> None:
 
 def test_a_worker_that_dies_during_the_stage(reference: Reference) -> None:
     port = free_port()
-    with workers(port, 2) as running:
+    with load_workers(port, 2) as running:
         command = ["load", reference.url, "--model", reference.model, "--rate", "50/s", "--duration", "60s"]
         load = subprocess.Popen(
             [*SERVECERT, *command, "--workers", f"locust://127.0.0.1:{port}?expect=2"],
