@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import yaml
+
 from cluster.delivery import Delivered, Delivery
 from cluster.generators import IMAGE as GENERATORS_IMAGE
 from cluster.generators import ClusterGenerators
@@ -186,6 +188,13 @@ async def through_ingress(endpoint: Endpoint) -> None:
             await asyncio.sleep(0.5)
 
 
+def as_yaml(objects: list[dict[str, Any]]) -> str:
+    """Objects as they are in the cluster, without what only the API server needs."""
+    for item in objects:
+        (item.get("metadata") or {}).pop("managedFields", None)
+    return yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True)
+
+
 async def _to_the_end(task: asyncio.Task[_T]) -> _T:
     """The task's result. A cancellation in the meantime does not keep it from its end, and is raised after it."""
     cancelled = False
@@ -228,9 +237,17 @@ class Engine:
         }
         store.info["provider"] = scenario.cluster.provider
         store.save_info()
+        started = time.monotonic()
+        ttl: float | None = getattr(scenario.cluster, "ttl", None)
         try:
             async with self._cluster() as cluster:
-                await self._on_cluster(cluster)
+                left = None if ttl is None else max(0.0, ttl - (time.monotonic() - started))
+                async with asyncio.timeout(left):
+                    await self._on_cluster(cluster)
+        except TimeoutError:
+            self._error(
+                ClusterError(f"the cluster's time to live of {ttl or 0:g} s was over before the run; raise cluster.ttl")
+            )
         except BringUpError as error:
             self._error(error)
         finally:
@@ -292,13 +309,18 @@ class Engine:
             self.within = ClusterGenerators(cluster.kubeconfig, self.scenario.namespace, image, log, self.stop)
         if (models := getattr(choice, "models", None)) is not None:
             self.delivery = Delivery(models, cluster.kubeconfig, self.scenario.namespace, log, self.stop)
-        prepared = await self._prepare()
+        prepared: list[Prepared] = []
+        begun = datetime.now(UTC)
         try:
+            prepared += await self._prepare()
             self.observer.phase("deploying")
             await self._deploy(kserve, cluster, prepared)
             await self._steps()
         finally:
             await self._collect(kserve, prepared)
+        if not isinstance(choice, Local):
+            for lost in await kserve.lost_nodes(begun):
+                self._error(ClusterError(f"{lost} during the run: what was measured on it does not count"))
 
     async def _preflight(self, cluster: Cluster) -> None:
         """Raises ClusterError that says everything that the cluster lacks."""
@@ -437,7 +459,10 @@ class Engine:
         self.observer.phase("collecting logs and cleaning up")
         for item in prepared:
             with contextlib.suppress(ServecertError, LookupError):
-                for pod in await kserve.pods(item.name):
+                pods = await kserve.pods(item.name)
+                live = [await kserve.get(item.name), *await kserve.revisions(item.name), *pods]
+                self.store.write_text(f"logs/{item.name}.objects.yaml", as_yaml(live))
+                for pod in pods:
                     name = pod["metadata"]["name"]
                     for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
                         text = await kserve.pod_log(name, container["name"])

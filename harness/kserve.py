@@ -73,6 +73,8 @@ class KServe:
                     raise _ConflictError(f"{what}: {explain(error.status, error.reason, str(error.body))}") from error
                 if error.status not in PASSING or time.monotonic() > deadline:
                     raise ClusterError(f"{what}: {explain(error.status, error.reason, str(error.body))}") from error
+            except ValueError as error:  # of the client's models
+                raise ClusterError(f"{what}: the API's answer cannot be read: {error}") from error
             except Exception as error:  # urllib3 raises many kinds
                 if time.monotonic() > deadline:
                     for_s = f" for {self.patience_s:g} s" if self.patience_s else ""
@@ -281,6 +283,22 @@ class KServe:
             return None
         result: Object = self._core.api_client.sanitize_for_serialization(found)
         return result
+
+    async def lost_nodes(self, since: datetime) -> list[str]:
+        """What is to be said of nodes that stopped being ready after ``since``; none where nodes may not be read."""
+        try:
+            listed = await self._call("nodes", self._core.list_node)
+        except (LookupError, ClusterError):
+            return []
+        found = []
+        for node in self._core.api_client.sanitize_for_serialization(listed.items):
+            for item in (node.get("status") or {}).get("conditions") or []:
+                stamp = item.get("lastTransitionTime")
+                if item["type"] != "Ready" or item["status"] == "True" or not stamp:
+                    continue
+                if datetime.fromisoformat(stamp) >= since.replace(microsecond=0):
+                    found.append(f"node {node['metadata']['name']} was lost ({item.get('reason', 'not ready')})")
+        return found
 
     async def last_log(self, pods: list[Object]) -> str:
         """The newest words of the container that is in trouble, of the run before where the present one has none."""

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -38,7 +39,7 @@ from cluster.local.resources import BY_KIND
 from cluster.local.routes import RouteTable
 from cluster.local.storage import Storage
 from cluster.local.store import Store
-from cluster.processes import start_ticks
+from cluster.processes import boot_id, start_ticks
 from harness.kpa_settings import CONFIG_MAP, DEFAULTS, NAMESPACE
 from harness.runstore import write_atomic
 from harness.runtimes import find_runtime, runtime_specs
@@ -115,7 +116,18 @@ def this_machine() -> dict[str, Any]:
             "allocatable": room,
             "conditions": [ready],
             "addresses": [{"type": "InternalIP", "address": HOST}, {"type": "Hostname", "address": NODE}],
-            "nodeInfo": {"kubeletVersion": VERSION["gitVersion"], "operatingSystem": "linux"},
+            "nodeInfo": {
+                "architecture": platform.machine(),
+                "bootID": boot_id(),
+                "containerRuntimeVersion": "processes://1",
+                "kernelVersion": platform.release(),
+                "kubeProxyVersion": VERSION["gitVersion"],
+                "kubeletVersion": VERSION["gitVersion"],
+                "machineID": NODE,
+                "operatingSystem": "linux",
+                "osImage": platform.platform(),
+                "systemUUID": NODE,
+            },
         },
     }
 

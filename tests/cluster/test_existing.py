@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -410,3 +411,80 @@ def test_preflight_without_an_api(tmp_path: Path, cluster: LocalCluster) -> None
     result = servecert("preflight", str(scenario(tmp_path, cluster, cluster=change)))
     assert result.returncode == 3
     assert "does not answer" in result.stderr
+
+
+# What goes wrong on the way
+
+
+def test_a_node_that_is_lost_during_the_run(tmp_path: Path, cluster: LocalCluster, kube: Kube) -> None:
+    conditions = [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}]
+    with objects(kube, ("/api/v1/nodes", {"metadata": {"name": "n2"}})):
+        process = subprocess.Popen(
+            [*SERVECERT, "run", str(scenario(tmp_path, cluster, namespace="lost")), "--out", str(tmp_path / "run")],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        wait_until(lambda: kube.list("serving.kserve.io/v1beta1", "inferenceservices", "lost"))
+        conditions[0]["lastTransitionTime"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        live = kube.call("GET", "/api/v1/nodes/n2")
+        kube.call("PUT", "/api/v1/nodes/n2/status", {**live, "status": {"conditions": conditions}})
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3, errors
+    assert "node n2 was lost (NodeStatusUnknown) during the run" in errors
+
+
+def test_what_keeps_a_service_from_starting_is_named_and_collected(tmp_path: Path, cluster: LocalCluster) -> None:
+    out = tmp_path / "run"
+    manifest = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "spec": {"predictor": {"containers": [{"name": "kserve-container", "image": "nowhere.example/none:1"}]}},
+    }
+    wanted = {"runtime": None, "model": None, "manifest": manifest, "served_model": "m"}
+    steps = [{"suite": "conformance", "service": "echo"}]
+    path = scenario(tmp_path, cluster, service=wanted, steps=steps, namespace="broken")
+    result = servecert("run", str(path), "--out", str(out))
+    assert result.returncode == 3
+    assert "InferenceService broken/echo: ErrImagePull" in result.stderr
+    assert "nowhere.example/none:1" in result.stderr
+    assert "last warning: Pod broken/echo-" in result.stderr
+    live = list(yaml.safe_load_all((out / "logs" / "echo.objects.yaml").read_text()))
+    assert {item.get("kind", "Pod") for item in live} >= {"InferenceService", "Pod"}
+    assert Kube(cluster.kubeconfig).list("serving.kserve.io/v1beta1", "inferenceservices", "broken") == []
+
+
+def test_time_that_is_over_ends_the_run(tmp_path: Path, cluster: LocalCluster) -> None:
+    standins = StandIns(tmp_path / "tools").install("kind")
+    standins.rule({"match": "kind create", "writes": ["--kubeconfig", cluster.kubeconfig.read_text()]})
+    _, _, port = cluster.ingress.partition(":")
+    made = {
+        "provider": "kind",
+        "http_port": int(port),
+        "ttl": "6s",
+        "install": None,
+        "load_images": ["servecert/reference:1.0.0"],
+    }
+    steps = [{"suite": "load", "service": "echo", "rate": "5/s", "duration": "5m"}]
+    path = scenario(tmp_path, cluster, steps=steps, namespace="ttl")
+    data = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**data, "cluster": made}))
+    result = servecert("run", str(path), "--out", str(tmp_path / "run"), env=standins.environment())
+    assert result.returncode == 3, result.stderr
+    assert "time to live of 6 s was over" in result.stderr
+    assert "kind delete" in standins.lines()[-1]
+
+
+def test_what_pods_and_the_api_say_is_told() -> None:
+    """Pure: sentences for what no cluster here can do."""
+    from harness.apierrors import explain
+    from harness.kserve import describe_state, hopeless
+
+    condition = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes: insufficient nvidia.com/gpu"}
+    pod = {"metadata": {"name": "p"}, "spec": {}, "status": {"conditions": [condition]}}
+    assert describe_state({}, [pod]) == "unschedulable: 0/3 nodes: insufficient nvidia.com/gpu"
+    assert hopeless({}, [pod]) is None, "a node may still be added"
+    denied = json.dumps({"message": 'admission webhook "validator.kserve.io" denied the request: minReplicas'})
+    assert explain(400, "Bad Request", denied).startswith("the Kubernetes API answered 400 Bad Request: a webhook")
+    assert "minReplicas" in explain(400, "Bad Request", denied)
+    quota = json.dumps({"message": "pods is forbidden: exceeded quota: small"})
+    assert "exceeded quota" in explain(403, "Forbidden", quota)
+    assert "log in again" in explain(401, "Unauthorized", "Unauthorized")
