@@ -1,0 +1,170 @@
+"""Is B faster than A? Ratios of two variants from blocks of each, with an interval and a verdict. All functions are
+pure.
+
+The unit is a block, not a request: requests of one block share what disturbed it, so that a thousand of them are not a
+thousand observations. Blocks that were taken side by side are compared pair by pair (``paired_ratio``), which drift
+cannot move; blocks of two separate runs are not (``unpaired_ratio``), and then drift is in the result.
+
+Source: Efron and Tibshirani, An Introduction to the Bootstrap, 12.5 (bootstrap-t); Schuirmann 1987 (equivalence by an
+interval within margins); Bonferroni for several metrics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+RESAMPLES = 4000
+LEAST_BLOCKS = 6
+"""Below this a bootstrap of blocks promises more than it holds."""
+CONFIDENCE = 0.95
+MARGIN = 0.05
+Values = npt.NDArray[np.float64]
+
+
+class Verdict(StrEnum):
+    FASTER = "faster"
+    SLOWER = "slower"
+    EQUIVALENT = "equivalent"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of the variant over the baseline. ``needed`` is how many blocks of each would decide it, 0 where it is decided;
+    ``spread`` is the standard deviation of the logarithm of one block's ratio."""
+
+    ratio: float
+    low: float
+    high: float
+    verdict: Verdict
+    blocks: int
+    needed: int
+    spread: float
+
+
+def interleaved(variants: int, rounds: int, seed: int) -> list[int]:
+    """Which variant each block is of: every round holds all of them once, in an order that is drawn, and the round
+    after it has them the other way round (ABBA), so that a drift over two rounds moves none of them. Deterministic."""
+    generator = np.random.default_rng(seed)
+    order: list[int] = []
+    for place in range(rounds):
+        drawn = [int(item) for item in generator.permutation(variants)] if place % 2 == 0 else order[-variants:][::-1]
+        order += drawn
+    return order
+
+
+def paired_ratio(
+    baseline: Sequence[float],
+    variant: Sequence[float],
+    *,
+    margin: float = MARGIN,
+    confidence: float = CONFIDENCE,
+    seed: int = 1,
+    higher_is_better: bool = False,
+) -> Ratio:
+    """One value a block, of pairs that were taken one after the other. Raises ValueError for too few of them."""
+    a, b = _logs(baseline), _logs(variant)
+    if a.size != b.size:
+        raise ValueError(f"expected as many blocks of each, got {a.size} and {b.size}")
+    logs = b - a
+    n = int(logs.size)
+    mean, spread = float(logs.mean()), float(logs.std(ddof=1))
+    low, high = _studentized(mean, spread / math.sqrt(n), _resampled(logs, seed), confidence)
+    return _decide(mean, low, high, n, spread, margin, confidence, higher_is_better)
+
+
+def unpaired_ratio(
+    baseline: Sequence[float],
+    variant: Sequence[float],
+    *,
+    margin: float = MARGIN,
+    confidence: float = CONFIDENCE,
+    seed: int = 1,
+    higher_is_better: bool = False,
+) -> Ratio:
+    """One value a block, of two runs that have nothing to do with each other. Raises ValueError for too few."""
+    a, b = _logs(baseline), _logs(variant)
+    mean = float(b.mean() - a.mean())
+    error = math.sqrt(a.var(ddof=1) / a.size + b.var(ddof=1) / b.size)
+    drawn = tuple(other - one for one, other in zip(_draw(a, seed), _draw(b, seed + 1), strict=True))
+    centres = drawn[0]
+    (_, spread_a), (_, spread_b) = _draw(a, seed), _draw(b, seed + 1)
+    errors = np.sqrt(spread_a**2 / a.size + spread_b**2 / b.size)
+    low, high = _studentized(mean, error, _t_values(centres - mean, errors), confidence)
+    n = min(a.size, b.size)
+    return _decide(mean, low, high, int(n), error * math.sqrt(n), margin, confidence, higher_is_better)
+
+
+def _logs(values: Sequence[float]) -> Values:
+    found = np.asarray(values, dtype=np.float64)
+    if found.size < LEAST_BLOCKS:
+        raise ValueError(f"expected at least {LEAST_BLOCKS} blocks of each, got {found.size}")
+    if not np.isfinite(found).all() or (found <= 0).any():
+        raise ValueError("expected values above 0 in every block")
+    return np.log(found)
+
+
+def _draw(logs: Values, seed: int) -> tuple[Values, Values]:
+    """Mean and standard deviation of each resample of the blocks."""
+    places = np.random.default_rng(seed).integers(0, logs.size, size=(RESAMPLES, logs.size))
+    drawn = logs[places]
+    return drawn.mean(axis=1), drawn.std(axis=1, ddof=1)
+
+
+def _resampled(logs: Values, seed: int) -> Values:
+    means, spreads = _draw(logs, seed)
+    return _t_values(means - logs.mean(), spreads / math.sqrt(logs.size))
+
+
+def _t_values(differences: Values, errors: Values) -> Values:
+    """Without the resamples that happen to hold one block only, whose error is none."""
+    fine = errors > 1e-12
+    return differences[fine] / errors[fine]
+
+
+def _studentized(mean: float, error: float, t_values: Values, confidence: float) -> tuple[float, float]:
+    """An interval on the scale of logarithms, never narrower than Student's: a bootstrap of few blocks can be."""
+    if t_values.size < RESAMPLES / 2 or error <= 1e-12:
+        return mean, mean  # all blocks gave the same: nothing varies
+    tail = (1 - confidence) / 2
+    upper, lower = np.quantile(t_values, [1 - tail, tail])
+    return mean - float(upper) * error, mean - float(lower) * error
+
+
+def _decide(
+    mean: float,
+    low: float,
+    high: float,
+    n: int,
+    spread: float,
+    margin: float,
+    confidence: float,
+    higher_is_better: bool,
+) -> Ratio:
+    bound = math.log1p(margin)
+    if -bound <= low and high <= bound:
+        verdict = Verdict.EQUIVALENT
+    elif low > 0:
+        verdict = Verdict.FASTER if higher_is_better else Verdict.SLOWER
+    elif high < 0:
+        verdict = Verdict.SLOWER if higher_is_better else Verdict.FASTER
+    else:
+        verdict = Verdict.UNDECIDED
+    needed = 0
+    if verdict is Verdict.UNDECIDED:
+        # Either the interval leaves 1, or it fits within the margin: whichever needs less.
+        target = max(abs(mean), bound - abs(mean))
+        half = (high - low) / 2
+        needed = max(n + 1, math.ceil(n * (half / target) ** 2)) if target > 0 else 0
+    return Ratio(math.exp(mean), math.exp(low), math.exp(high), verdict, n, needed, spread)
+
+
+def corrected(confidence: float, metrics: int) -> float:
+    """The confidence of each of several intervals, so that all of them together hold with ``confidence``."""
+    return 1 - (1 - confidence) / max(metrics, 1)
