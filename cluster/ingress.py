@@ -61,7 +61,7 @@ def open_ingress(
     """``own`` is where the provider itself put it, ``inside`` the same for pods. Raises ClusterError that says what was
     looked for."""
     if reach.address is not None:
-        return Ingress(reach.address, "as given")
+        return Ingress(reach.address, "as given", _inside(reach))
     if own and reach.kind in ("auto", "node-port") and reach.service is None:
         return Ingress(own, "the provider's own mapping", inside)
     kube = Kube(kubeconfig, context)
@@ -83,6 +83,13 @@ def open_ingress(
         f"the ingress' Service {namespace}/{name}, a {service['spec'].get('type')}, cannot be reached by {reach.kind};"
         " give cluster.reach: {kind: address, address: HOST:PORT}"
     )
+
+
+def _inside(reach: Reach) -> str:
+    """Where pods find an ingress whose address was given, if its Service was too."""
+    namespace, separator, name = (reach.service or "").partition("/")
+    number = (reach.address or "").rpartition(":")[2]
+    return f"{name}.{namespace}.svc.cluster.local:{number}" if separator else ""
 
 
 def _service(kube: Kube, reach: Reach) -> tuple[str, str]:

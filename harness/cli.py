@@ -13,6 +13,7 @@ from rich.console import Console
 
 from harness.cli_checks import lint_command, preflight_command
 from harness.cli_cluster import cluster_app, print_plan
+from harness.cli_compare import compare_command
 from harness.cli_tools import checks_app, runtimes_app
 from harness.endpoint import Endpoint, Tls, check_url
 from harness.engine import Engine, default_directory, planned_manifests
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(runtimes_app, name="runtimes")
 app.add_typer(checks_app, name="checks")
+app.command("compare")(compare_command)
 app.command("lint")(lint_command)
 app.command("preflight")(preflight_command)
 

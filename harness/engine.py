@@ -23,7 +23,7 @@ from cluster.generators import IMAGE as GENERATORS_IMAGE
 from cluster.generators import ClusterGenerators
 from cluster.kube import Kube
 from cluster.local.faults import ANNOTATION as FAULTS
-from cluster.preflight import Answer, preflight
+from cluster.preflight import EMBEDDED, Answer, preflight
 from cluster.provider import Cluster, up
 from harness.cluster_model import Aks, ClusterChoice, Local
 from harness.deployed import Deployed
@@ -142,8 +142,9 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster) -> Endpoint:
-    """How the service is reached: the ingress, asked for the host of ``status.url``."""
+def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster, *, both: bool = True) -> Endpoint:
+    """How the service is reached: the ingress, asked for the host of ``status.url``. ``both``: its gRPC port too, which
+    on a real cluster is routed to only where the service exposes that one."""
     url = (isvc.get("status") or {}).get("url")
     host = urlsplit(url or "").hostname
     if not host:
@@ -163,7 +164,7 @@ def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster) -> E
         inside=cluster.inside,
         model=prepared.service.served_model or prepared.name,
         host=host,
-        grpc_address=cluster.ingress,
+        grpc_address=cluster.ingress if both or prepared.service.expose == "grpc" else "",
         golden=prepared.model.golden if prepared.model else None,
         deviations=deviations,
     )
@@ -368,6 +369,8 @@ class Engine:
         return [found for task in tasks if (found := task.result()) is not None]
 
     async def _deploy(self, kserve: KServe, cluster: Cluster, prepared: list[Prepared]) -> None:
+        both = str(self.store.info["kubernetes"]).endswith(EMBEDDED)
+
         async def deploy(item: Prepared) -> None:
             started = time.monotonic()
             wanted = manifests(item, self.scenario)
@@ -380,7 +383,7 @@ class Engine:
                 isvc = await kserve.wait_ready(
                     item.name, item.service.ready_within, lambda text: self.observer.status(f"{item.name}: {text}")
                 )
-                endpoint = await asyncio.to_thread(endpoint_of, item, isvc, cluster)
+                endpoint = await asyncio.to_thread(partial(endpoint_of, item, isvc, cluster, both=both))
                 if not isinstance(self.scenario.cluster, Local):
                     await through_ingress(endpoint)
             except ServecertError as error:
@@ -439,7 +442,7 @@ class Engine:
             entry["state"] = "running"
             self.store.save_info()
             try:
-                target = Target(deployed.endpoint, deployed, self.within)
+                target = Target(deployed.endpoint, deployed, self.within, self.deployed)
                 await run_step(step, name, target, self.scenario.seed, self.store, self.observer)
                 entry["state"] = "done"
             except ServecertError as error:

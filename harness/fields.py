@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Wi
 
 from harness.errors import UsageError
 from harness.slo import parse_slo
-from harness.units import parse_duration, parse_rate
+from harness.units import parse_duration, parse_rate, parse_share
 
 NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
@@ -23,6 +23,13 @@ def _rate(value: object) -> object:
     if isinstance(value, str | int | float):
         return parse_rate(value)
     raise ValueError(f"expected a rate such as 200/s, got {value!r}")
+
+
+def _share(value: object) -> object:
+    share = parse_share(value) if isinstance(value, str) else value
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        raise ValueError(f"expected a share such as 5% or 0.05, got {value!r}")
+    return share
 
 
 def _objective(value: object) -> object:
@@ -47,6 +54,12 @@ Rate = Annotated[
     BeforeValidator(_rate),
     PlainSerializer(lambda value: f"{value:g}/s", return_type=str),
     WithJsonSchema({"type": ["string", "number"], "examples": ["200/s", "600/m", 200]}),
+]
+Share = Annotated[
+    float,
+    BeforeValidator(_share),
+    PlainSerializer(lambda value: f"{value * 100:.9g}%", return_type=str),
+    WithJsonSchema({"type": ["string", "number"], "examples": ["5%", 0.05]}),
 ]
 Slo = Annotated[
     str,

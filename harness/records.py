@@ -241,7 +241,8 @@ class Series:
 
     ``kind`` names the columns: ``replicas`` (``t_s``, ``offered_per_s``, ``concurrency``, ``per_pod``, ``desired``,
     ``ready``, and the model's band ``low`` and ``high``), ``cold-start`` (a row a trial, a column a phase, in
-    seconds), ``split`` (``t_s``, ``percent``, ``requests``, ``candidate``, ``errors``). NaN where nothing is known.
+    seconds), ``compare`` (a row a block: ``block``, ``variant``, and a column a metric), ``split`` (``t_s``,
+    ``percent``, ``requests``, ``candidate``, ``errors``). NaN where nothing is known.
     """
 
     kind: str
@@ -250,7 +251,35 @@ class Series:
     columns: dict[str, list[float]]
 
 
-Record = CheckResult | Measurement | TimelineEvent | SampleBatch | LoadResult | ParityResult | Series
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of a variant over that of the baseline: the ratio with its interval, and what that says.
+
+    ``baseline_value`` and ``variant_value`` are medians over the blocks, in ``unit``; ``confidence`` is this interval's
+    own, after the correction for several metrics; ``needed`` blocks of each would decide it, 0 where it is decided.
+    ``paired``: blocks were taken in turns, so that drift is not in the ratio.
+    """
+
+    service: str
+    step: str
+    baseline: str
+    variant: str
+    metric: str
+    unit: str
+    baseline_value: float
+    variant_value: float
+    ratio: float
+    low: float
+    high: float
+    confidence: float
+    margin: float
+    verdict: str
+    blocks: int
+    needed: int
+    paired: bool
+
+
+Record = CheckResult | Comparison | Measurement | TimelineEvent | SampleBatch | LoadResult | ParityResult | Series
 
 
 def to_json(record: Any) -> dict[str, Any]:
@@ -317,6 +346,11 @@ def parity_from_json(data: dict[str, Any]) -> ParityResult:
 def series_from_json(data: dict[str, Any]) -> Series:
     columns = {name: [float(value) for value in values] for name, values in data["columns"].items()}
     return Series(**{**data, "columns": columns})
+
+
+def comparison_from_json(data: dict[str, Any]) -> Comparison:
+    numbers = ("baseline_value", "variant_value", "ratio", "low", "high")
+    return Comparison(**{**data, **{name: float(data[name]) for name in numbers}})
 
 
 def measurement_from_json(data: dict[str, Any]) -> Measurement:

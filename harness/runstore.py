@@ -25,6 +25,7 @@ import yaml
 from harness.errors import DeployError, RunStoreError, ServecertError
 from harness.records import (
     CheckResult,
+    Comparison,
     LoadResult,
     Measurement,
     ParityResult,
@@ -33,6 +34,7 @@ from harness.records import (
     Series,
     TimelineEvent,
     check_from_json,
+    comparison_from_json,
     load_from_json,
     measurement_from_json,
     parity_from_json,
@@ -48,6 +50,7 @@ _LINES: dict[type, str] = {
     LoadResult: "loads.jsonl",
     ParityResult: "parity.jsonl",
     Series: "series.jsonl",
+    Comparison: "comparisons.jsonl",
 }
 RECORDS = tuple(_LINES.values())
 """The files that hold what was learnt, samples apart."""
@@ -229,6 +232,7 @@ class Run:
     loads: list[LoadResult] = field(default_factory=list)
     parity: list[ParityResult] = field(default_factory=list)
     series: list[Series] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
 
     @property
     def interrupted(self) -> bool:
@@ -265,6 +269,7 @@ def read_run(directory: Path) -> Run:
         loads=_read_lines(directory / "loads.jsonl", load_from_json),
         parity=_read_lines(directory / "parity.jsonl", parity_from_json),
         series=_read_lines(directory / "series.jsonl", series_from_json),
+        comparisons=_read_lines(directory / "comparisons.jsonl", comparison_from_json),
     )
 
 

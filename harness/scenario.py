@@ -22,6 +22,7 @@ from harness.scenario_model import (
     CanaryStep,
     CapacityStep,
     ColdStartStep,
+    CompareStep,
     ConformanceStep,
     LoadStep,
     ParityStep,
@@ -182,6 +183,7 @@ _KINDS: dict[str, type[BaseModel]] = {
     "parity": ParityStep,
     "load": LoadStep,
     "capacity": CapacityStep,
+    "compare": CompareStep,
     "cold-start": ColdStartStep,
     "autoscaling": AutoscalingStep,
     "canary-rollback": CanaryStep,
@@ -287,6 +289,11 @@ def _cross_check(scenario: Scenario, lines: dict[Location, int]) -> list[tuple[i
             problem(("steps", index, "service"), f"no service {step.service!r} in this scenario; there are {known}")
         elif step.suite == "parity" and scenario.services[step.service].model is None:
             problem(("steps", index), "parity needs golden outputs, which only a service with a catalog model has")
+        for place, item in enumerate(step.against if isinstance(step, CompareStep) else []):
+            if item.service is not None and item.service not in scenario.services:
+                where = ("steps", index, "against", place, "service")
+                known = ", ".join(scenario.services)
+                problem(where, f"no service {item.service!r} in this scenario; there are {known}")
         name = scenario.step_name(index)
         if name in names:
             problem(("steps", index, "name"), f"{name!r} is already the name of step {names[name] + 1}")

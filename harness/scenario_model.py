@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from harness.cluster_model import ClusterChoice, Local
-from harness.fields import NAME, Duration, Rate, Slo, Strict
+from harness.fields import NAME, Duration, Rate, Share, Slo, Strict
 from harness.load.arrivals import Segment
 from harness.load.distributed import Address
 from harness.numeric import Tolerance
@@ -239,6 +239,64 @@ class CapacityStep(_Traffic):
         return self
 
 
+class Counter(Strict):
+    """A counter of inference requests that each pod keeps, read through the API server."""
+
+    metric: str = Field(description="a Prometheus counter; its samples of all labels are added up")
+    port: int = Field(8080, ge=1, le=65535, description="of the container")
+    path: str = "/metrics"
+
+
+class Against(Strict):
+    """What the baseline is compared with: another service, or the same one by another protocol."""
+
+    name: str = Field("", description="how reports call it; by default the service and the protocol")
+    service: str | None = Field(None, description="a service of this scenario; the step's own by default")
+    protocol: Literal["rest", "binary", "grpc"] | None = Field(None, description="the step's own by default")
+
+    @model_validator(mode="after")
+    def _differs(self) -> Against:
+        if self.service is None and self.protocol is None:
+            raise ValueError("expected another 'service', another 'protocol', or both")
+        return self
+
+
+class CompareStep(_Traffic):
+    """Whether other variants are faster than this one: blocks of load in turns, ratios with intervals."""
+
+    suite: Literal["compare"]
+    against: list[Against] = Field(min_length=1, max_length=6)
+    protocol: Literal["rest", "binary", "grpc"] = "rest"
+    rate: Rate | None = Field(None, description="open loop: requests a second, of each block")
+    concurrency: int | None = Field(None, ge=1, description="closed loop: so many clients, of each block")
+    rounds: int = Field(12, ge=6, le=1000, description="blocks of each variant")
+    warmup: Duration = Field(0.5, validate_default=False, description="of each block")
+    margin: Share = Field(0.05, validate_default=False, description="what counts as equivalent, stated beforehand")
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="of all verdicts together")
+    metrics: list[Literal["p50", "p90", "p95", "p99", "mean", "throughput"]] = Field(
+        default=["p50", "p95", "p99"], min_length=1
+    )
+    fail_on: list[Literal["slower", "undecided", "faster"]] = Field(
+        default_factory=list, description="verdicts that fail the run; none by default"
+    )
+    cpu: Counter | None = Field(None, description="where pods tell their CPU seconds; gives seconds a request")
+    memory: Counter | None = Field(None, description="where pods tell the bytes that they hold")
+
+    @model_validator(mode="after")
+    def _one_loop(self) -> CompareStep:
+        if (self.rate is None) == (self.concurrency is None):
+            raise ValueError("expected one of 'rate' (open loop) and 'concurrency' (closed loop)")
+        if self.duration is None:
+            raise ValueError("expected a 'duration', of each block")
+        if self.workers:
+            raise ValueError("blocks are sent from this machine: leave 'workers' out")
+        if self.slo:
+            raise ValueError("a comparison has no objectives of its own: leave 'slo' out")
+        if "throughput" in self.metrics and self.rate is not None:
+            raise ValueError("'throughput' needs 'concurrency': with a rate it is the rate")
+        return self
+
+
 Percent = Annotated[int, Field(ge=1, le=99)]
 Phase = Literal["created", "node", "scheduled", "storage", "image", "started", "ready", "first_byte", "total"]
 
@@ -306,14 +364,6 @@ class Guards(Strict):
     parity: bool = Field(True, description="whether its answers must be the same, within tolerance")
 
 
-class Counter(Strict):
-    """A counter of inference requests that each pod keeps, read through the API server."""
-
-    metric: str = Field(description="a Prometheus counter; its samples of all labels are added up")
-    port: int = Field(8080, ge=1, le=65535, description="of the container")
-    path: str = "/metrics"
-
-
 class ByHeader(Strict):
     header: str = Field(description="a response header that says which version answered")
 
@@ -370,7 +420,15 @@ class ProbesStep(_Step):
 
 
 Step = Annotated[
-    ConformanceStep | ParityStep | LoadStep | CapacityStep | ColdStartStep | AutoscalingStep | CanaryStep | ProbesStep,
+    ConformanceStep
+    | ParityStep
+    | LoadStep
+    | CapacityStep
+    | CompareStep
+    | ColdStartStep
+    | AutoscalingStep
+    | CanaryStep
+    | ProbesStep,
     Field(discriminator="suite"),
 ]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from harness.deployed import Deployed
 from harness.endpoint import Endpoint
@@ -20,6 +20,7 @@ from harness.scenario_model import (
     CanaryStep,
     CapacityStep,
     ColdStartStep,
+    CompareStep,
     ConformanceStep,
     LoadStep,
     ProbesStep,
@@ -30,6 +31,7 @@ from scenarios.suites.autoscaling import Course, autoscaling
 from scenarios.suites.canary import Rollout, canary
 from scenarios.suites.capacity import Search, capacity
 from scenarios.suites.cold_start import ColdStart, cold_start
+from scenarios.suites.compare import Comparing, Contender, compare
 from scenarios.suites.load import Plan, Within, load
 from scenarios.suites.parity import parity
 from scenarios.suites.probes import Probes, probes
@@ -43,6 +45,8 @@ class Target:
     deployed: Deployed | None = None
     within: Within | None = None
     """Starts load generators in the cluster, where that can be."""
+    others: Mapping[str, Deployed] = field(default_factory=dict)
+    """All services of the scenario that are there, by name."""
 
     def on_cluster(self, suite: str) -> Deployed:
         """Raises UsageError where there is no cluster."""
@@ -104,6 +108,8 @@ def records_of(
         return parity(endpoint, step.chosen(), step=name)
     if isinstance(step, CanaryStep | ColdStartStep | ProbesStep):
         return _on_cluster(step, name, target.on_cluster(step.suite), seed, observer)
+    if isinstance(step, CompareStep):
+        return _compare(step, name, target, seed, observer)
     plan = load_plan(step, name, seed)
     total_s = plan.lead_in_s + (plan.length_s if step.suite != "capacity" else plan.duration_s)
 
@@ -123,6 +129,43 @@ def records_of(
         return load(endpoint, plan, samples_name(name), show, observer.note, target.within)
     search = Search(plan, step.start, step.most, step.tolerance, step.repeats)
     return capacity(endpoint, search, samples_name, show, observer.note, target.within)
+
+
+def _compare(step: CompareStep, name: str, target: Target, seed: int, observer: Observer) -> AsyncIterator[Record]:
+    """Raises UsageError for a variant that is not there."""
+    plan = Plan(
+        name=name,
+        duration_s=step.duration or 0.0,
+        rate_per_s=step.rate,
+        concurrency=step.concurrency,
+        arrivals=step.arrivals,
+        burstiness=step.burstiness,
+        warmup_s=step.warmup,
+        protocol=step.protocol,
+        timeout_s=step.timeout,
+        connections=step.connections,
+        processes=step.processes,
+        seed=seed,
+    )
+    contenders = [Contender(_label(step.service, step.protocol, step), target.endpoint, plan, target.deployed)]
+    for item in step.against:
+        deployed = target.others.get(item.service) if item.service is not None else target.deployed
+        if item.service is not None and deployed is None:
+            raise UsageError(f"{name}: service {item.service} is not there to be compared with")
+        endpoint = target.endpoint if deployed is None else deployed.endpoint
+        protocol = item.protocol or step.protocol
+        label = item.name or _label(item.service or step.service, protocol, step)
+        contenders.append(Contender(label, endpoint, replace(plan, protocol=protocol), deployed))
+    wanted = Comparing(
+        step.rounds, tuple(step.metrics), step.margin, step.confidence, tuple(step.fail_on), seed, step.cpu, step.memory
+    )
+    return compare(contenders, wanted, name, observer.status, observer.note)
+
+
+def _label(service: str, protocol: str, step: CompareStep) -> str:
+    """With the protocol, where variants differ by it."""
+    protocols = {step.protocol, *(item.protocol for item in step.against if item.protocol)}
+    return f"{service}-{protocol}" if len(protocols) > 1 else service
 
 
 async def _beside(

@@ -13,7 +13,7 @@ from harness.records import CheckResult, LoadResult, Outcome, SampleBatch, to_js
 from harness.runstore import Run
 from harness.units import format_duration
 from harness.verdict import Verdict, describe, tally
-from reports import tables
+from reports import comparisons, tables
 from reports.signoff import sign_off
 from reports.terminal import streaming_lines
 
@@ -44,6 +44,9 @@ def _environment() -> Any:
         columns=tables.COLUMNS,
         duration=format_duration,
         describe=describe,
+        compared_cells=comparisons.cells,
+        compared_how=comparisons.how,
+        compared_head=comparisons.HEAD,
         streaming_lines=streaming_lines,
     )
     return environment
@@ -122,6 +125,10 @@ def html(run: Run, verdict: Verdict) -> str:
             for row in tables.capacity_rows(run)
         ],
         "beside": tables.beside_rows(run),
+        "comparisons": [
+            (part, Markup(_plots().ratios(part.rows)))  # noqa: S704
+            for part in comparisons.comparison_parts(run)
+        ],
         "curves": curves,
         "timelines": over_time,
         "signed": sign_off(run),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from harness.runstore import Run
 from harness.verdict import Verdict, describe
+from reports.comparisons import HEAD, comparison_parts, how
+from reports.comparisons import cells as compared_cells
 from reports.signoff import sign_off
 from reports.tables import (
     COLUMN_TITLES,
@@ -113,6 +115,10 @@ def markdown(run: Run, verdict: Verdict) -> str:
             [[row.what, *(found.get(name, "") for name in names)] for row, found in zip(beside, cells, strict=True)],
         )
         lines += [f"- {source}" for source in dict.fromkeys(row.source for row in beside)] + [""]
+    for compared in comparison_parts(run):
+        lines += [f"## {compared.sentence}", ""]
+        lines += _table(HEAD, [compared_cells(row) for row in compared.rows])
+        lines += [how(compared.rows), ""]
     for part in cluster_parts(run):
         lines += [f"## {part.title} of {part.service} ({part.runtime})", ""]
         lines += _table(

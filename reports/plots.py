@@ -14,7 +14,7 @@ matplotlib.use("svg")
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from harness.records import LoadResult, SampleBatch, Series
+from harness.records import Comparison, LoadResult, SampleBatch, Series
 from harness.stats import accepted_counts
 from harness.units import format_duration
 
@@ -227,6 +227,34 @@ def waterfall(series: Series) -> str:
         axes.set_xlabel("since the first request")
         figure.legend(frameon=False, loc="outside upper left", fontsize=8, ncols=4)
         return _svg(figure, "Cold starts by phase")
+
+
+_VERDICT_COLOURS = {"faster": COLOURS[2], "slower": COLOURS[1], "equivalent": COLOURS[0], "undecided": "#8a929c"}
+
+
+def ratios(rows: list[Comparison]) -> str:
+    """Each metric's ratio with its interval, and the margin within which nothing counts."""
+    margin = rows[0].margin
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.6, 0.9 + 0.34 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axvspan(1 / (1 + margin), 1 + margin, color="#e3e6ea", zorder=0)
+        axes.axvline(1, color="#8a929c", linewidth=1)
+        for place, row in enumerate(rows):
+            colour = _VERDICT_COLOURS[row.verdict]
+            axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
+            axes.plot([row.ratio], [place], marker="o", color=colour, markersize=6)
+        axes.set_yticks(range(len(rows)), [row.metric for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xscale("log")
+        low, high = min(min(row.low for row in rows), 1 / (1 + margin)), max(max(row.high for row in rows), 1 + margin)
+        axes.set_xlim(low / 1.03, high * 1.03)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.tick_params(axis="x", which="both", labelsize=8)
+        axes.grid(True, axis="x", which="both")
+        axes.set_xlabel("variant over baseline; the band is the margin")
+        return _svg(figure, "Ratios with their intervals")
 
 
 def split(series: Series) -> str:

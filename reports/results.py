@@ -60,5 +60,6 @@ def results(run: Run, verdict: Verdict) -> dict[str, Any]:
             }
             for row in scorecard(run)
         ],
+        "comparisons": [to_json(item) for item in run.comparisons],
         "measurements": [to_json(item) for item in run.measurements],
     }

@@ -45,7 +45,7 @@ CLUSTER_SUITES = {
 }
 """Suites that change or watch a service on its cluster, by the title of their part of the report."""
 PUBLISHED = "published figures"
-_SUITES = (("conformance", "fuzz"), ("parity",), ("load", "capacity"), tuple(CLUSTER_SUITES))
+_SUITES = (("conformance", "fuzz"), ("parity",), ("load", "capacity", "compare"), tuple(CLUSTER_SUITES))
 """The columns of a service's row."""
 
 

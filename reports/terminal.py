@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from harness.records import CheckResult, LoadResult, Outcome, ParityResult, Record
+from harness.records import CheckResult, Comparison, LoadResult, Outcome, ParityResult, Record
 from harness.runstore import Run
 from harness.units import format_duration
 from harness.verdict import Verdict, describe
+from reports.comparisons import ratio_text, title_of, verdict_text
 from reports.tables import CLUSTER_SUITES, COLUMN_TITLES, errors_text, load_title, service_rows, state_of, tally_text
 
 SHOWN = 12
@@ -79,6 +80,9 @@ class Terminal:
                 self._cluster.append(record)
             elif self._status:
                 self._status.update(f"{escape(record.id)} ({sum(self._states.values())} checks)")
+        elif isinstance(record, Comparison):
+            row = f"{record.variant} beside {record.baseline}, {title_of(record)}: {ratio_text(record)}"
+            self._lines.append(f"{row}, {verdict_text(record)}")
         elif isinstance(record, LoadResult):
             self._loads.append(record)
         elif isinstance(record, ParityResult) and not record.within:

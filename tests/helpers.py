@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,12 +110,14 @@ class Reference:
 
 
 @contextlib.contextmanager
-def reference_server(artifacts: Path, model: str = "identity", mutant: str = "") -> Iterator[Reference]:
+def reference_server(
+    artifacts: Path, model: str = "identity", mutant: str = "", arguments: Sequence[str] = ()
+) -> Iterator[Reference]:
     """``mutant`` makes it wrong in one way (tests/faults/mutants.py)."""
     module = ["tests.faults.mutants", mutant] if mutant else ["runtimes.reference"]
     command = [sys.executable, "-m", *module, "--model", f"{model}={artifacts}"]
     with subprocess.Popen(
-        [*command, "--http-port", "0", "--grpc-port", "0"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [*command, "--http-port", "0", "--grpc-port", "0", *arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:
         try:
             assert process.stdout is not None

@@ -58,6 +58,7 @@ async def serve(arguments: argparse.Namespace) -> int:
         port=arguments.http_port,
         log_level="warning",
         access_log=False,
+        headers=[(arguments.version_header, arguments.model_version)] if arguments.version_header else None,
         timeout_graceful_shutdown=arguments.drain_seconds,
     )
     server = _Server(config)
@@ -91,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--grpc-port", type=int, default=8081, help="0 takes a free one")
     parser.add_argument("--drain-seconds", type=int, default=25)
     parser.add_argument("--model-version", default="1", help="what answers say is the model's version")
+    parser.add_argument("--version-header", default="", metavar="NAME", help="a response header that says it as well")
     parser.add_argument("--work-ms", type=float, default=0.0, help="how much longer each inference takes")
     return parser
 

@@ -83,12 +83,19 @@ class Found:
         return "\n".join([*lines, *self.errors]) or "nothing failed"
 
 
-def scenario(suite: str, faults: list[str] | None = None, standard: bool = False, **step: Any) -> Scenario:
+def scenario(
+    suite: str, faults: list[str] | None = None, standard: bool = False, header: str = "", **step: Any
+) -> Scenario:
+    """``header``: versions are told apart by it, and not by what answers say."""
+    if header:
+        told = ["--model-version", "2", "--version-header", header]
+        step |= {"told_apart": {"header": header}, "candidates": [{"predictor": {"model": {"args": told}}}]}
     elastic = suite in ("cold-start", "autoscaling")
+    plain = {"annotations": WINDOW, **({"model": {"args": ["--version-header", header]}} if header else {})}
     service = {
         "runtime": "reference",
         "model": "identity",
-        "predictor": ELASTIC if elastic else {"annotations": WINDOW},
+        "predictor": ELASTIC if elastic else plain,
         "faults": faults or [],
         "annotations": {"serving.kserve.io/deploymentMode": "Standard"} if standard else {},
         "ready_within": "10s",

@@ -1,0 +1,101 @@
+"""Comparisons as people read them. Pure functions of records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.records import CheckResult, Comparison
+from harness.runstore import Run
+from harness.units import format_duration
+
+TITLES = {"mean": "mean", "throughput": "throughput", "cpu": "CPU a request", "memory": "memory"}
+
+
+@dataclass(frozen=True)
+class ComparisonPart:
+    """One variant beside the baseline, in one step."""
+
+    step: str
+    baseline: str
+    variant: str
+    rows: list[Comparison]
+    checks: list[CheckResult]
+
+    @property
+    def sentence(self) -> str:
+        """The answer, metric by metric."""
+        groups: dict[str, list[str]] = {}
+        for row in self.rows:
+            groups.setdefault(row.verdict, []).append(title_of(row))
+        order = ("faster", "slower", "equivalent", "undecided")
+        words = [f"{verdict} in {', '.join(groups[verdict])}" for verdict in order if verdict in groups]
+        return f"{self.variant} beside {self.baseline}: {'; '.join(words)}"
+
+
+def comparison_parts(run: Run) -> list[ComparisonPart]:
+    return parts_of(run.comparisons, [check for check in run.checks if check.suite == "compare"])
+
+
+def parts_of(comparisons: list[Comparison], checks: list[CheckResult]) -> list[ComparisonPart]:
+    groups: dict[tuple[str, str, str, str], list[Comparison]] = {}
+    for item in comparisons:
+        groups.setdefault((item.step, item.service, item.baseline, item.variant), []).append(item)
+    return [
+        ComparisonPart(
+            step, baseline, variant, rows,
+            [check for check in checks if check.step == step and not _of_another(check, variant)],
+        )
+        for (step, _, baseline, variant), rows in groups.items()
+    ]  # fmt: skip
+
+
+def _of_another(check: CheckResult, variant: str) -> bool:
+    name = check.id.removeprefix("compare.")
+    return "." in name and not name.startswith(f"{variant}.")
+
+
+def title_of(row: Comparison) -> str:
+    return TITLES.get(row.metric, row.metric)
+
+
+def value(row: Comparison, amount: float) -> str:
+    if row.unit == "s":
+        return format_duration(amount)
+    if row.unit == "bytes":
+        return f"{amount / 2**20:.0f} MiB"
+    return f"{amount:.1f}{row.unit}"
+
+
+def ratio_text(row: Comparison) -> str:
+    return f"{row.ratio:.3f} ({row.low:.3f} to {row.high:.3f})"
+
+
+def verdict_text(row: Comparison) -> str:
+    return f"{row.verdict}: about {row.needed} blocks would decide it" if row.needed else row.verdict
+
+
+def how(rows: list[Comparison]) -> str:
+    """What the numbers are, in one sentence."""
+    first = rows[0]
+    taken = (
+        "blocks in turns, so that drift is not in them"
+        if first.paired
+        else "runs at different times: whatever changed between them is in the ratio too"
+    )
+    return (
+        f"Ratios of the variant over the baseline, {first.blocks} {taken}; intervals of {first.confidence:.1%} each,"
+        f" so that all of them hold together; equivalent means within {first.margin:.3g} of 1."
+    )
+
+
+HEAD = ["metric", "baseline", "variant", "ratio", "verdict"]
+
+
+def cells(row: Comparison) -> list[str]:
+    return [
+        title_of(row),
+        value(row, row.baseline_value),
+        value(row, row.variant_value),
+        ratio_text(row),
+        verdict_text(row),
+    ]

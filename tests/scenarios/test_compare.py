@@ -1,0 +1,201 @@
+"""Comparisons of servers whose difference is known, and of run directories."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from harness.endpoint import Endpoint
+from harness.errors import ScenarioError
+from harness.records import CheckResult, Comparison, Outcome, Record, SampleBatch, Series
+from harness.runstore import read_run
+from harness.runtimes import build_model
+from harness.scenario import load_scenario
+from scenarios.suites.compare import Comparing, Contender, compare
+from scenarios.suites.load import Plan
+from tests.helpers import Reference, free_port, reference_server, servecert
+
+WANTED = Comparing(rounds=6, metrics=("p50", "p90"), margin=0.10, confidence=0.95, fail_on=("slower",), seed=3)
+PLAN = Plan("compare", 0.6, rate_per_s=60, arrivals="constant", warmup_s=0.2)
+
+
+@contextmanager
+def servers(*work_ms: int) -> Iterator[list[Reference]]:
+    """Reference servers that take so long for each request."""
+    artifacts = build_model("identity").artifacts
+    with ExitStack() as stack:
+        yield [stack.enter_context(reference_server(artifacts, arguments=["--work-ms", str(ms)])) for ms in work_ms]
+
+
+def contenders(found: list[Reference], plan: Plan = PLAN) -> list[Contender]:
+    names = ["base", *(f"other{place}" for place in range(1, len(found)))]
+    return [
+        Contender(name, Endpoint(name, "reference", server.url, server.model, grpc_address=server.grpc), plan)
+        for name, server in zip(names, found, strict=True)
+    ]
+
+
+async def records_of(chosen: list[Contender], wanted: Comparing = WANTED) -> list[Record]:
+    return [record async for record in compare(chosen, wanted, "step", lambda text: None, lambda text: None)]
+
+
+def by_metric(records: list[Record]) -> dict[str, Comparison]:
+    return {item.metric: item for item in records if isinstance(item, Comparison)}
+
+
+def outcomes(records: list[Record]) -> dict[str, Outcome]:
+    return {item.id: item.outcome for item in records if isinstance(item, CheckResult)}
+
+
+async def test_a_slower_server_is_found_and_fails_the_run() -> None:
+    with servers(4, 6) as found:
+        records = await records_of(contenders(found))
+    slower = by_metric(records)["p50"]
+    assert slower.verdict == "slower"
+    assert 1.2 < slower.ratio < 1.7
+    assert slower.low > 1.1
+    assert slower.confidence == pytest.approx(0.975), "two metrics"
+    judged = outcomes(records)
+    assert judged["compare.other1.p50"] is Outcome.FAILED
+    assert judged["compare.answers"] is Outcome.PASSED
+    assert judged["compare.other1.errors"] is Outcome.PASSED
+    batches = [item for item in records if isinstance(item, SampleBatch)]
+    assert len(batches) == 12
+    assert len({batch.step for batch in batches}) == 12, "each block's samples are kept"
+    series = next(item for item in records if isinstance(item, Series))
+    assert sorted(series.columns["variant"]) == [0.0] * 6 + [1.0] * 6
+
+    # The figure again, from the samples.
+    def median_of(name: str) -> float:
+        latencies = [np.sort(item.latency_s) for item in batches if item.step.endswith(name)]
+        return float(np.median([ordered[int(np.ceil(0.5 * ordered.size)) - 1] for ordered in latencies]))
+
+    assert slower.baseline_value == pytest.approx(median_of("base"))
+    assert slower.variant_value == pytest.approx(median_of("other1"))
+
+
+async def test_the_same_server_is_not_called_different_by_much() -> None:
+    with servers(4) as (server,):
+        records = await records_of(contenders([server, server]))
+    p50 = by_metric(records)["p50"]
+    assert p50.verdict in ("equivalent", "undecided") or abs(p50.ratio - 1) < 0.1
+    assert outcomes(records)["compare.other1.p50"] is not Outcome.FAILED or p50.ratio < 1.1
+
+
+async def test_protocols_of_one_server() -> None:
+    plan = replace(PLAN, rate_per_s=None, concurrency=1)
+    with servers(1) as (server,):
+        base, other = contenders([server, server], plan)
+        wanted = replace(WANTED, metrics=("p50", "throughput"), fail_on=())
+        records = await records_of([base, replace(other, plan=replace(plan, protocol="grpc"))], wanted)
+    compared = by_metric(records)
+    assert set(compared) == {"p50", "throughput"}
+    faster = compared["throughput"].ratio > 1
+    assert faster == (compared["p50"].ratio < 1), "a closed loop of one client: one is the other's inverse"
+    assert outcomes(records)["compare.other1.p50"] is Outcome.SKIPPED, "nothing was asked of it"
+
+
+async def test_a_variant_that_fails_or_lies_is_no_faster() -> None:
+    artifacts = build_model("identity").artifacts
+    with servers(2) as (server,), reference_server(artifacts, mutant="one_element_is_slightly_off") as liar:
+        records = await records_of(contenders([server, liar]))
+    assert outcomes(records)["compare.answers"] is Outcome.FAILED
+
+
+async def test_a_server_that_is_gone_is_no_comparison() -> None:
+    with servers(2) as (server,):
+        gone = Endpoint("gone", "r", f"http://127.0.0.1:{free_port()}", server.model)
+        with pytest.raises(Exception, match=r"ConnectError|does not answer"):
+            await records_of([contenders([server])[0], Contender("gone", gone, PLAN)])
+
+
+def scenario(tmp_path: Path, step: dict[str, Any]) -> Path:
+    data = {
+        "name": "two",
+        "services": {
+            "fast": {"runtime": "reference", "model": "identity", "predictor": {"model": {"args": ["--work-ms", "3"]}}},
+            "slow": {"runtime": "reference", "model": "identity", "predictor": {"model": {"args": ["--work-ms", "6"]}}},
+        },
+        "steps": [{"suite": "compare", "service": "fast", "rate": "40/s", "duration": "500ms", "rounds": 6, **step}],
+    }
+    path = tmp_path / "scenario.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_a_scenario_and_its_reports_and_two_runs_beside_each_other(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    step = {"against": [{"service": "slow"}], "fail_on": ["slower"], "metrics": ["p50"]}
+    result = servecert("run", str(scenario(tmp_path, step)), "--out", str(out), "--json", "-")
+    assert result.returncode == 1, result.stderr
+    (found,) = json.loads(result.stdout)["comparisons"]
+    assert found["verdict"] == "slower"
+    assert "slow beside fast, p50:" in result.stderr
+    summary = (out / "summary.md").read_text()
+    assert "## slow beside fast: slower in p50" in summary
+    report = (out / "report.html").read_text()
+    assert "slow beside fast: slower in p50" in report
+    assert "Ratios with their intervals" in report
+    assert read_run(out).comparisons[0].blocks == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"against": [{"service": "none"}]}, "no service 'none'"),
+        ({"against": []}, "at least 1"),
+        ({"against": [{"name": "x"}]}, "another 'service'"),
+        ({"against": [{"service": "slow"}], "rounds": 5}, "greater than or equal to 6"),
+        ({"against": [{"service": "slow"}], "margin": "120%"}, "a share such as 5%"),
+        ({"against": [{"service": "slow"}], "metrics": ["throughput"]}, "needs 'concurrency'"),
+        ({"against": [{"service": "slow"}], "slo": ["p99 < 1s"]}, "no objectives"),
+    ],
+)
+def test_mistakes(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ScenarioError, match=words):
+        load_scenario(scenario(tmp_path, change))
+
+
+def load_run(server: Reference, out: Path) -> None:
+    command = ["load", server.url, "--model", server.model, "--rate", "60/s", "--duration", "8s", "--warmup", "500ms"]
+    result = servecert(*command, "--out", str(out), "--quiet")
+    assert out.exists(), result.stderr
+
+
+def test_run_directories(tmp_path: Path) -> None:
+    with servers(3, 6) as (fast, slow):
+        load_run(fast, tmp_path / "a")
+        load_run(slow, tmp_path / "b")
+    result = servecert("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json", "-")
+    assert result.returncode == 0, result.stderr
+    data = json.loads(result.stdout)
+    p50 = next(item for item in data["comparisons"] if item["metric"] == "p50")
+    assert p50["verdict"] == "slower"
+    assert p50["paired"] is False
+    failed = servecert("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--fail-on", "slower")
+    assert failed.returncode == 1
+    assert "slower in p50" in failed.stdout
+    assert "runs at different times" in failed.stdout
+    nothing = servecert("compare", str(tmp_path / "a"), str(tmp_path))
+    assert nothing.returncode == 3
+    assert "is not a run directory" in nothing.stderr
+
+
+def test_two_runs_that_have_nothing_in_common_are_not_equal(tmp_path: Path) -> None:
+    from harness.runstore import RunStore
+
+    for name in ("a", "b"):
+        store = RunStore(tmp_path / name, name, seed=1)
+        store.finish(0)
+        store.close()
+    result = servecert("compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert result.returncode == 1
+    assert "nothing in common" in result.stderr
