@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from cluster.commands import Command, require_tools
+from cluster.commands import Command, require_tools, with_parent
 from cluster.kube import Kube
 from harness.cluster_model import Reach
 from harness.errors import ClusterError
@@ -208,7 +207,7 @@ def forward(kubeconfig: Path, context: str | None, namespace: str, name: str, po
     command += ["port-forward", "--address", "127.0.0.1", "-n", namespace, f"service/{name}", f":{port}"]
     require_tools([Command(tuple(command), "forward a port")])
     process = subprocess.Popen(
-        _with_parent([shutil.which(command[0]) or command[0], *command[1:]]),
+        with_parent([shutil.which(command[0]) or command[0], *command[1:]]),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -231,14 +230,3 @@ def forward(kubeconfig: Path, context: str | None, namespace: str, name: str, po
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     raise ClusterError(f"kubectl port-forward to {namespace}/{name} did not start: {said.strip()[-500:]}")
-
-
-def _with_parent(command: list[str]) -> list[str]:
-    """The command, ended by the kernel when this process is: after a SIGKILL nobody else would. Source: setpriv(1)."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "TERM", *command] if setpriv else command
-
-
-def host_of(isvc: Object) -> str:
-    """The name under which the ingress knows a service; empty before it has one."""
-    return urlsplit(str((isvc.get("status") or {}).get("url") or "")).hostname or ""

@@ -28,7 +28,11 @@ class Kube:
         try:
             configuration: Any = client.Configuration()
             config.load_kube_config(  # type: ignore[no-untyped-call]
-                str(kubeconfig), context=context, client_configuration=configuration
+                str(kubeconfig),
+                context=context,
+                client_configuration=configuration,
+                # Certificates are written into files; beside the kubeconfig they go when it goes.
+                temp_file_path=str(kubeconfig.parent),
             )
         except (config.ConfigException, OSError) as error:
             raise UsageError(f"{kubeconfig}: expected a kubeconfig: {error}") from error

@@ -63,12 +63,15 @@ class Endpoint:
         parts = urlsplit(self.url)
         return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
-    def rest(self, timeout_s: float = 15.0) -> RestClient:
-        return RestClient(self.url, self.model, host=self.host, timeout_s=timeout_s, ca=self.trusted())
+    def rest(self, timeout_s: float | None = None) -> RestClient:
+        """``timeout_s`` for a whole exchange; the client's own by default."""
+        given = {} if timeout_s is None else {"timeout_s": timeout_s}
+        return RestClient(self.url, self.model, host=self.host, ca=self.trusted(), **given)
 
-    def grpc(self, timeout_s: float = 15.0) -> GrpcClient:
+    def grpc(self, timeout_s: float | None = None) -> GrpcClient:
+        given = {} if timeout_s is None else {"timeout_s": timeout_s}
         ca = self.trusted() if self.grpc_tls else None
-        return GrpcClient(self.grpc_address, self.model, authority=self.host, timeout_s=timeout_s, ca=ca)
+        return GrpcClient(self.grpc_address, self.model, authority=self.host, ca=ca, **given)
 
     def trusted(self) -> str:
         """The certificates to trust where TLS is spoken, as PEM; empty for the system's."""

@@ -4,7 +4,6 @@ left when something goes wrong anywhere."""
 from __future__ import annotations
 
 import json
-import os
 import signal
 import stat
 import subprocess
@@ -322,7 +321,7 @@ def test_a_killed_command_leaves_what_down_all_finds(tmp_path: Path, standins: S
     assert f"used by process {process.pid}" in busy.stdout
     process.kill()
     process.wait()
-    os.kill(int(call["pid"]), signal.SIGTERM)  # gcloud itself would go on, and so would Google
+    wait_until(lambda: not Path(f"/proc/{call['pid']}").exists(), what="the tool's end")
     assert "left behind" in servecert("cluster", "status", "--all", env=environment).stdout
     shown = servecert("cluster", "down", "--all", "--dry-run", env=environment)
     assert DELETES["gke"] in shown.stdout
