@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 RESAMPLES = 4000
 LEAST_BLOCKS = 6
-"""Below this a bootstrap of blocks promises more than it holds."""
+"""Below this no interval promises what it holds."""
+BOOTSTRAP_BLOCKS = 10
 CONFIDENCE = 0.95
 MARGIN = 0.05
 Values = npt.NDArray[np.float64]
@@ -75,7 +76,7 @@ def paired_ratio(
     logs = b - a
     n = int(logs.size)
     mean, spread = float(logs.mean()), float(logs.std(ddof=1))
-    low, high = _studentized(mean, spread / math.sqrt(n), _resampled(logs, seed), confidence)
+    low, high = _studentized(mean, spread / math.sqrt(n), _resampled(logs, seed), confidence, n)
     return _decide(mean, low, high, n, spread, margin, confidence, higher_is_better)
 
 
@@ -96,9 +97,9 @@ def unpaired_ratio(
     centres = drawn[0]
     (_, spread_a), (_, spread_b) = _draw(a, seed), _draw(b, seed + 1)
     errors = np.sqrt(spread_a**2 / a.size + spread_b**2 / b.size)
-    low, high = _studentized(mean, error, _t_values(centres - mean, errors), confidence)
-    n = min(a.size, b.size)
-    return _decide(mean, low, high, int(n), error * math.sqrt(n), margin, confidence, higher_is_better)
+    n = int(min(a.size, b.size))
+    low, high = _studentized(mean, error, _t_values(centres - mean, errors), confidence, n)
+    return _decide(mean, low, high, n, error * math.sqrt(n), margin, confidence, higher_is_better)
 
 
 def _logs(values: Sequence[float]) -> Values:
@@ -128,12 +129,19 @@ def _t_values(differences: Values, errors: Values) -> Values:
     return differences[fine] / errors[fine]
 
 
-def _studentized(mean: float, error: float, t_values: Values, confidence: float) -> tuple[float, float]:
-    """An interval on the scale of logarithms, never narrower than Student's: a bootstrap of few blocks can be."""
-    if t_values.size < RESAMPLES / 2 or error <= 1e-12:
+def _studentized(mean: float, error: float, t_values: Values, confidence: float, n: int) -> tuple[float, float]:
+    """An interval on the scale of logarithms. With few blocks some resamples hold one block many times over, and their
+    quotients say nothing: Student's distribution stands in their place then."""
+    if error <= 1e-12:
         return mean, mean  # all blocks gave the same: nothing varies
     tail = (1 - confidence) / 2
-    upper, lower = np.quantile(t_values, [1 - tail, tail])
+    if n < BOOTSTRAP_BLOCKS:
+        from scipy.stats import t as student
+
+        upper = float(student.ppf(1 - tail, n - 1))
+        lower = -upper
+    else:
+        upper, lower = np.quantile(t_values, [1 - tail, tail])
     return mean - float(upper) * error, mean - float(lower) * error
 
 

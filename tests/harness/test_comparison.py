@@ -36,6 +36,17 @@ def test_a_against_a_calls_a_difference_in_at_most_five_percent(q: float) -> Non
     assert called <= 0.05 * ROUNDS, f"{called} of {ROUNDS}"
 
 
+def test_few_blocks_are_not_called_different_either() -> None:
+    generator = np.random.default_rng(16)
+    called = found = 0
+    for _ in range(ROUNDS):
+        a, b = (np.exp(generator.normal(0, 0.02, 6)) for _ in range(2))
+        called += paired_ratio(list(a), list(b)).verdict in (Verdict.FASTER, Verdict.SLOWER)
+        found += paired_ratio(list(a), list(b * 1.3)).verdict is Verdict.SLOWER
+    assert called <= 0.05 * ROUNDS
+    assert found == ROUNDS
+
+
 @pytest.mark.parametrize("q", [0.5, 0.9])
 def test_a_true_slowdown_of_five_percent_is_found(q: float) -> None:
     generator = np.random.default_rng(12)

@@ -24,7 +24,7 @@ from scenarios.suites.load import Plan
 from tests.helpers import Reference, free_port, reference_server, servecert
 
 WANTED = Comparing(rounds=6, metrics=("p50", "p90"), margin=0.10, confidence=0.95, fail_on=("slower",), seed=3)
-PLAN = Plan("compare", 0.6, rate_per_s=60, arrivals="constant", warmup_s=0.2)
+PLAN = Plan("compare", 0.4, rate_per_s=80, arrivals="constant", warmup_s=0.1)
 
 
 @contextmanager
@@ -37,8 +37,11 @@ def servers(*work_ms: int) -> Iterator[list[Reference]]:
 
 def contenders(found: list[Reference], plan: Plan = PLAN) -> list[Contender]:
     names = ["base", *(f"other{place}" for place in range(1, len(found)))]
+    golden = build_model("identity").golden
     return [
-        Contender(name, Endpoint(name, "reference", server.url, server.model, grpc_address=server.grpc), plan)
+        Contender(
+            name, Endpoint(name, "reference", server.url, server.model, grpc_address=server.grpc, golden=golden), plan
+        )
         for name, server in zip(names, found, strict=True)
     ]
 
@@ -165,7 +168,7 @@ def test_mistakes(tmp_path: Path, change: dict[str, Any], words: str) -> None:
 
 
 def load_run(server: Reference, out: Path) -> None:
-    command = ["load", server.url, "--model", server.model, "--rate", "60/s", "--duration", "8s", "--warmup", "500ms"]
+    command = ["load", server.url, "--model", server.model, "--rate", "60/s", "--duration", "5s", "--warmup", "200ms"]
     result = servecert(*command, "--out", str(out), "--quiet")
     assert out.exists(), result.stderr
 
