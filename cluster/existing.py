@@ -15,9 +15,9 @@ from cluster.ingress import Ingress, open_ingress
 from cluster.install import plan_install
 from cluster.kube import Kube
 from harness.cluster_model import Existing
-from harness.endpoint import Tls
 from harness.errors import ClusterError, UsageError
 from harness.runstore import write_atomic
+from harness.tls import Tls
 
 Object = dict[str, Any]
 _FILES = {

@@ -21,8 +21,8 @@ from cluster.ingress import Ingress, open_ingress
 from cluster.install import node_port, plan_install
 from cluster.naming import labels
 from harness.cluster_model import PROVIDERS, Aks, Eks, Gke, Install, Kind, Made
-from harness.endpoint import Tls
 from harness.errors import ClusterError
+from harness.tls import Tls
 
 _MODULES: dict[str, ModuleType] = {"kind": kind, "gke": gke, "eks": eks, "aks": aks}
 _AUTHENTICATES = {"gke": "gke-gcloud-auth-plugin"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.cluster_model import ClusterChoice, Existing, Local
-from harness.endpoint import Tls
+from harness.tls import Tls
 
 Progress = Callable[[str], None]
 

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from harness.errors import EXIT_FAILED, UsageError
 from harness.lint import RULES, Facts, Finding, Level, Subject, lint, parse_bytes, read_manifests, subjects_of
+from harness.output import emit_json
 from harness.runstore import read_run, write_atomic
 from harness.scenario import find_scenario, load_scenario
-from harness.session import emit_json
 from harness.units import parse_duration, parse_rate
 
 Json = Annotated[str, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output")]

@@ -19,13 +19,14 @@ from cluster import ledger
 from cluster.commands import Command
 from cluster.existing import kubeconfig_files, minified
 from cluster.install import plan_install
+from cluster.kube import Kube
 from cluster.local.provider import LocalCluster, LocalSpec
 from cluster.managed import ManagedCluster, plan_create, plan_delete, settle, spec_of, strays, take_down
 from harness.cluster_model import PROVIDERS, ClusterChoice, Existing, Local
 from harness.environments import cache_directory
 from harness.errors import EXIT_FAILED, ClusterError, ServecertError, UsageError
+from harness.output import emit_json
 from harness.scenario import find_scenario, load_cluster
-from harness.session import emit_json
 
 cluster_app = typer.Typer(help="Brings clusters up, and takes them down.", no_args_is_help=True)
 
@@ -208,9 +209,20 @@ def _describe_managed(cluster: ManagedCluster) -> dict[str, Any]:
         "cluster": entry.key,
         "state": entry.state,
         "kubeconfig": str(cluster.kubeconfig),
+        "kubernetes": _asked(cluster.kubeconfig),
         "expires": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.expires_s)),
         "log": str(entry.log),
     }
+
+
+def _asked(kubeconfig: Path) -> str:
+    """What the API server says that it is; why not, where it does not answer."""
+    if not kubeconfig.exists():
+        return "no kubeconfig was written"
+    try:
+        return Kube(kubeconfig).version()
+    except ServecertError as error:
+        return str(error)
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -220,7 +232,7 @@ def _print(found: dict[str, Any]) -> None:
         print(f"# services answer at http://{found['ingress']} with the Host header {host},")
         print(f"# and in a browser at http://{found['ingress']}/serving/<namespace>/<isvc>/")
         return
-    print(f"# {found['cluster']} is {found['state']} until {found['expires']}")
+    print(f"# {found['cluster']} is {found['state']} until {found['expires']}; its API: {found['kubernetes']}")
     print(f"# servecert run SCENARIO --provider existing --set cluster.kubeconfig={found['kubeconfig']}")
     print(f"# take it down: servecert cluster down {found['cluster']}")
 

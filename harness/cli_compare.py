@@ -11,9 +11,9 @@ import typer
 
 from harness.comparison import CONFIDENCE, LEAST_BLOCKS, MARGIN, corrected, unpaired_ratio
 from harness.errors import EXIT_FAILED, MeasurementError, UsageError
+from harness.output import emit_json
 from harness.records import CheckResult, Comparison, LoadResult
 from harness.runstore import Run, read_run, write_atomic
-from harness.session import emit_json
 from harness.stats import percentile
 from harness.units import parse_share
 from harness.verdict import describe

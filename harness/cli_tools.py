@@ -17,8 +17,8 @@ from rich.table import Table
 from cluster.local import podshim
 from harness.environments import cache_directory, unwritable
 from harness.errors import UsageError
+from harness.output import emit_json
 from harness.runtimes import build_model, find_runtime, model_specs, runtime_specs
-from harness.session import emit_json
 
 SHIM = Path(podshim.__file__)
 

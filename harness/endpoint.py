@@ -12,25 +12,7 @@ from harness.protocol.grpc_client import GrpcClient
 from harness.protocol.rest import RestClient
 from harness.protocol.tensors import Tensor
 from harness.records import Deviation
-
-
-@dataclass(frozen=True)
-class Tls:
-    """``ca`` is a file of certificates to trust; None trusts the system's."""
-
-    ca: Path | None = None
-
-    def trusted(self) -> str:
-        """The certificates as PEM text; empty for the system's. Raises UsageError."""
-        if self.ca is None:
-            return ""
-        try:
-            text = self.ca.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the certificates {self.ca}: {error}") from error
-        if "-----BEGIN CERTIFICATE-----" not in text:
-            raise UsageError(f"{self.ca}: expected certificates in PEM")
-        return text
+from harness.tls import Tls
 
 
 @dataclass(frozen=True)

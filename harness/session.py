@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from harness.errors import EXIT_INTERRUPTED, EXIT_USAGE, RunStoreError, ServecertError
+from harness.output import emit_json
 from harness.records import LoadResult
 from harness.runstore import Run, RunStore, read_run, write_atomic
 from harness.verdict import Verdict, judge
@@ -117,13 +117,3 @@ def results_of(run: Run, verdict: Verdict) -> dict[str, Any]:
     if kind == "capacity":
         return {**verdict_json(verdict), **capacity_json(run), "checks": [check_json(check) for check in run.checks]}
     return results(run, verdict)
-
-
-def emit_json(target: str, data: Any) -> None:
-    """To a file, or to standard output for ``-``. Raises RunStoreError."""
-    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    else:
-        write_atomic(Path(target), text)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from harness.endpoint import Endpoint, Tls
+from harness.endpoint import Endpoint
 from harness.errors import UnreachableError, UsageError
 from harness.records import LoadResult
+from harness.tls import Tls
 from scenarios.suites.load import Plan, load
 from tests.helpers import Reference
 
