@@ -19,6 +19,8 @@ _GROUPS = {
     "checks": ("harness.cli_tools", "checks_app"),
 }
 _COMMANDS = {
+    "history": ("harness.cli_history", "history_command"),
+    "site": ("harness.cli_history", "site_command"),
     "compare": ("harness.cli_compare", "compare_command"),
     "lint": ("harness.cli_checks", "lint_command"),
     "preflight": ("harness.cli_checks", "preflight_command"),

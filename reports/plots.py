@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -14,6 +15,7 @@ matplotlib.use("svg")
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from harness.history import Trend
 from harness.records import Comparison, LoadResult, SampleBatch, Series
 from harness.stats import accepted_counts
 from harness.units import format_duration
@@ -255,6 +257,31 @@ def ratios(rows: list[Comparison]) -> str:
         axes.grid(True, axis="x", which="both")
         axes.set_xlabel("variant over baseline; the band is the margin")
         return _svg(figure, "Ratios with their intervals")
+
+
+def trend(item: Trend) -> str:
+    """A metric over the runs, with its levels and where they change."""
+    values = np.array([point.value for point in item.points])
+    with matplotlib.rc_context({**_STYLE, "font.size": 8}):
+        figure = Figure(figsize=(4.2, 1.7), layout="constrained")
+        axes = figure.add_subplot()
+        places = np.arange(values.size)
+        axes.plot(places, values, color="#8a929c", linewidth=1)
+        axes.plot(places, values, marker="o", markersize=3.5, linestyle="none", color=COLOURS[0])
+        if item.regression:
+            axes.plot(places[-1:], values[-1:], marker="o", markersize=6, linestyle="none", color=COLOURS[1])
+        edges = [0, *item.changes, values.size]
+        for start, end in pairwise(edges):
+            level = float(np.median(values[start:end]))
+            axes.plot([start, end - 1], [level, level], color=COLOURS[2], linewidth=1.4)
+        for place in item.changes:
+            axes.axvline(place - 0.5, color=COLOURS[3], linewidth=1, linestyle="--")
+        axes.set_ylim(bottom=0)
+        if item.unit == "s":
+            _latency_axis(axes.yaxis)
+        axes.set_xticks([0, values.size - 1], [item.points[0].started[:10], item.points[-1].started[:10]])
+        axes.grid(True, axis="y")
+        return _svg(figure, f"{item.title} over {values.size} runs")
 
 
 def split(series: Series) -> str:

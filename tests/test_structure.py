@@ -10,7 +10,18 @@ import pytest
 from tests.helpers import ROOT
 
 PARTS = ("harness", "scenarios", "runtimes", "cluster", "reports")
-TOP = {"cli", "cli_run", "cli_checks", "cli_cluster", "cli_compare", "cli_tools", "engine", "session", "steps"}
+TOP = {
+    "cli",
+    "cli_run",
+    "cli_checks",
+    "cli_cluster",
+    "cli_compare",
+    "cli_history",
+    "cli_tools",
+    "engine",
+    "session",
+    "steps",
+}
 """The modules of ``harness`` that put everything together."""
 
 

@@ -1,0 +1,150 @@
+"""``servecert history`` and ``servecert site``: runs over time."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from harness.errors import EXIT_FAILED, MeasurementError, RunStoreError, UsageError
+from harness.history import Trend, finished, trends
+from harness.output import emit_json
+from harness.runstore import RECORDS, Run, read_run, write_atomic
+from harness.units import format_duration, parse_share
+
+Where = Annotated[str, typer.Argument(metavar="DIR", help="a folder of run directories, or a bucket of them (s3://…)")]
+Margin = Annotated[str, typer.Option(help="what must be exceeded to count as worse, beside the usual spread")]
+Json = Annotated[str, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output")]
+FILES = ("run.json", *RECORDS, "report.html", "summary.md")
+
+
+def _margin(text: str) -> float:
+    try:
+        share = parse_share(text)
+    except ValueError as error:
+        raise UsageError(f"--margin: {error}") from None
+    if not 0 <= share < 1:
+        raise UsageError(f"--margin: expected a share below 1, got {text!r}")
+    return share
+
+
+@contextlib.contextmanager
+def fetched(where: str) -> Iterator[Path]:
+    """A folder on this machine with what a history needs of each run; a bucket's is copied. Raises UsageError."""
+    if "://" not in where:
+        folder = Path(where)
+        if not folder.is_dir():
+            raise UsageError(f"{where}: expected a folder of run directories")
+        yield folder
+        return
+    import fsspec
+
+    with tempfile.TemporaryDirectory(prefix="servecert-history-") as name:
+        try:
+            system, root = fsspec.core.url_to_fs(where)
+            for path in system.glob(f"{root.rstrip('/')}/*/run.json"):
+                remote = str(path).rpartition("/")[0]
+                local = Path(name) / remote.rpartition("/")[2]
+                local.mkdir()
+                for file in FILES:
+                    if system.exists(f"{remote}/{file}"):
+                        system.get_file(f"{remote}/{file}", str(local / file))
+        except Exception as error:  # each file system has its own kinds
+            raise UsageError(f"cannot read {where}: {type(error).__name__}: {error}") from error
+        yield Path(name)
+
+
+def read_all(folder: Path) -> tuple[list[Run], list[str]]:
+    """Runs oldest first, and what is to be said of folders that could not be read. Raises MeasurementError for none."""
+    runs, problems = [], []
+    for path in sorted(folder.iterdir()):
+        if not (path / "run.json").exists():
+            continue
+        try:
+            runs.append(read_run(path))
+        except RunStoreError as error:
+            problems.append(str(error))
+    whole = finished(runs)
+    problems += [f"{run.directory.name} was interrupted, and is left out" for run in runs if run.interrupted]
+    if not whole:
+        raise MeasurementError(
+            f"{folder}: expected finished runs, found none" + "".join(f"\n{text}" for text in problems)
+        )
+    return whole, problems
+
+
+def history_command(
+    where: Where,
+    margin: Margin = "5%",
+    metric: Annotated[list[str] | None, typer.Option(help="only these, such as p99 or capacity")] = None,
+    fail_on: Annotated[str, typer.Option(metavar="regression", help="exit code 1 where the newest run is worse")] = "",
+    json: Json = "",
+) -> None:
+    """Each metric of the runs in a folder over time: where it changed, and whether the newest run is worse."""
+    if fail_on not in ("", "regression"):
+        raise UsageError(f"--fail-on {fail_on!r}: expected regression")
+    with fetched(where) as folder:
+        runs, problems = read_all(folder)
+        found = [item for item in trends(runs, _margin(margin)) if not metric or item.metric in metric]
+    worse = [item for item in found if item.regression]
+    unjudged = [item for item in found if not item.judged]
+    if json:
+        data = [asdict(item) for item in found]
+        emit_json(json, {"runs": [run.directory.name for run in runs], "problems": problems, "trends": data})
+    if json != "-":
+        _print(runs, found, problems)
+    if fail_on and worse:
+        raise typer.Exit(EXIT_FAILED)
+    if fail_on and len(unjudged) == len(found):
+        # Green because nothing could be compared would be a lie.
+        raise MeasurementError(f"no metric has enough runs before the newest to judge it by ({len(runs)} runs)")
+
+
+def shown(trend: Trend, value: float) -> str:
+    if trend.unit == "s":
+        return format_duration(value)
+    return f"{value:.2%}" if trend.unit == "share" else f"{value:.4g}{trend.unit}"
+
+
+def _print(runs: list[Run], found: list[Trend], problems: list[str]) -> None:
+    table = Table("metric", "runs", "first", "newest", "changed at", "newest run", box=None, pad_edge=False)
+    for item in found:
+        changed = ", ".join(item.points[place].run for place in item.changes) or "–"
+        verdict = f"worse: {item.regression}" if item.regression else "as before" if item.judged else "too few runs"
+        first, newest = item.points[0].value, item.points[-1].value
+        table.add_row(item.title, str(len(item.points)), shown(item, first), shown(item, newest), changed, verdict)
+    Console(soft_wrap=True).print(table)
+    for text in problems:
+        print(f"left out: {text}")
+    worse = sum(bool(item.regression) for item in found)
+    print(f"{len(runs)} runs, {len(found)} metrics, {worse} worse in the newest run")
+
+
+def site_command(
+    where: Where,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where to write it; what is there is kept")],
+    margin: Margin = "5%",
+    title: Annotated[str, typer.Option(help="of the pages")] = "servecert",
+) -> None:
+    """A static site of the runs in a folder: index, trends, scorecard, and each run's report."""
+    from reports.site import site
+
+    with fetched(where) as folder:
+        runs, problems = read_all(folder)
+        found = trends(runs, _margin(margin))
+        pages: dict[str, Any] = site(runs, found, problems, title)
+        try:
+            for name, content in pages.items():
+                path = out / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, content)
+        except OSError as error:
+            raise RunStoreError(f"cannot write {out}: {error.strerror}") from error
+    print(f"{out / 'index.html'}: {len(runs)} runs, {len(found)} metrics")

@@ -1,0 +1,94 @@
+"""A static site of many runs. Pure: names of files, and what is in them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from harness.history import Trend
+from harness.runstore import Run
+from harness.units import format_duration
+from harness.verdict import judge, tally
+from reports.tables import LEVELS, score_profiles, scorecard
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+@dataclass(frozen=True)
+class RunRow:
+    directory: str
+    name: str
+    started: str
+    word: str
+    passed: bool
+    counts: str
+    report: str
+    """Empty where the run has none."""
+
+
+@functools.cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("site.html.j2")
+
+
+def site(runs: list[Run], trends: list[Trend], problems: list[str], title: str) -> dict[str, str | bytes]:
+    """``index.html`` and a copy of each run's report."""
+    from reports import plots
+
+    pages: dict[str, str | bytes] = {}
+    rows = []
+    for run in reversed(runs):
+        verdict, counts = judge(run), tally(run.checks)
+        report = run.directory / "report.html"
+        place = f"runs/{run.directory.name}/report.html"
+        if report.exists():
+            pages[place] = report.read_bytes()
+        rows.append(
+            RunRow(
+                run.directory.name,
+                str(run.info.get("name")),
+                str(run.info.get("started")),
+                verdict.word,
+                verdict.passed,
+                f"{counts.passed} passed, {counts.failed} failed, {counts.known} known",
+                place if report.exists() else "",
+            )
+        )
+    drawn = [(item, Markup(plots.trend(item)), text_of(item)) for item in trends]  # noqa: S704 - our own SVG
+    scored = next((run for run in reversed(runs) if scorecard(run)), None)
+    cards = scorecard(scored) if scored is not None else []
+    values = {
+        "title": title,
+        "rows": rows,
+        "trends": drawn,
+        "worse": [item for item in trends if item.regression],
+        "problems": problems,
+        "cards": cards,
+        "profiles": score_profiles(cards),
+        "levels": LEVELS,
+        "scored": scored.directory.name if scored is not None else "",
+        "newest": rows[0],
+    }
+    pages["index.html"] = str(_template().render(values))
+    return pages
+
+
+def text_of(trend: Trend) -> str:
+    newest = trend.points[-1].value
+    shown = format_duration(newest) if trend.unit == "s" else f"{newest:.4g} {trend.unit}".strip()
+    if trend.regression:
+        return f"{shown}: worse, {trend.regression}"
+    return f"{shown}: {'as before' if trend.judged else 'too few runs to judge'}"
