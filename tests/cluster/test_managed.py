@@ -18,8 +18,10 @@ import yaml
 from cluster.commands import Command, run
 from cluster.local.provider import LocalCluster
 from cluster.managed import ManagedCluster, plan_create, plan_delete
+from harness import engine
 from harness.cluster_model import Made
-from harness.errors import ClusterError, ScenarioError
+from harness.endpoint import Endpoint
+from harness.errors import ClusterError, DeployError, ScenarioError
 from harness.scenario import load_cluster
 from tests.cluster.standins import StandIns
 from tests.helpers import ROOT, SERVECERT, free_port, processes_mentioning, servecert, wait_until
@@ -429,9 +431,8 @@ def test_a_run_says_first_what_it_would_do(tmp_path: Path, standins: StandIns, c
     assert standins.calls() == []
 
 
-def test_a_port_that_nobody_listens_on_is_exit_3(tmp_path: Path, standins: StandIns, cluster: LocalCluster) -> None:
-    standins.rule({"match": "kind create", "writes": ["--kubeconfig", cluster.kubeconfig.read_text()]})
-    path = scenario(tmp_path, cluster, http_port=free_port())
-    result = servecert("run", str(path), "--out", str(tmp_path / "run"), env=standins.environment())
-    assert result.returncode == 3, result.stderr
-    assert DELETES["kind"] in standins.lines()[-1]
+async def test_an_ingress_that_nobody_listens_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "INGRESS_S", 0.8)
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(DeployError, match=rf"echo is ready, and the ingress at {url} does not answer for echo.ns"):
+        await engine.through_ingress(Endpoint("echo", "r", url, "echo", host="echo.ns.example.com"))
