@@ -30,7 +30,7 @@ STEPS: dict[str, dict[str, Any]] = {
         "within": "6s",
         "zero_within": "40s",
         "warm": 10,
-        "budget": {"total": "3s", "ready": "2s"},
+        "budget": {"total": "3800ms", "ready": "2800ms"},
     },
     "autoscaling": {
         "shape": "steps 4/s 40/s 40/s 4/s",

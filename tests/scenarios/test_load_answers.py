@@ -75,3 +75,15 @@ async def test_server_that_does_not_speak_the_protocol_is_measured_and_fails(bod
     assert result.requests == 60
     assert answers.outcome is Outcome.FAILED
     assert "before the load" in answers.observed
+
+
+def test_an_answer_is_known_again_only_where_all_but_the_id_is_the_same() -> None:
+    from scenarios.suites.load.requests import request_id, without_id
+
+    def named(row: int, text: str = "") -> bytes:
+        return json.dumps({"id": request_id(row), "text": text}).encode()
+
+    assert without_id(named(7), 7) == without_id(named(8), 8)
+    assert without_id(named(7), 7) != without_id(named(8, "x"), 8)
+    assert without_id(named(8), 7) == named(8), "the id of another request stays, and makes it another answer"
+    assert without_id(named(7, request_id(7)), 7) is None, "twice: what is left would say nothing"

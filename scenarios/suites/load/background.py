@@ -18,7 +18,15 @@ from harness.load.job import Job, Protocol
 from harness.load.recording import errors_text
 from harness.load.runner import Control, StageResult, WorkerError, run_stage
 from scenarios.suites.load.plan import Plan
-from scenarios.suites.load.requests import Encoded, build_job, encode, read_answer, wrong_answers
+from scenarios.suites.load.requests import (
+    KNOWN_ANSWERS,
+    Encoded,
+    build_job,
+    encode,
+    read_answer,
+    without_id,
+    wrong_answers,
+)
 
 Bools = npt.NDArray[np.bool_]
 
@@ -103,8 +111,15 @@ class Background:
             for row, mark in stage.marks.items():
                 versions[places[row]] = mark
         else:
+            known: dict[bytes, str] = {}
             for row, content in stage.answers.items():
-                versions[places[row]] = _version(self.plan.protocol, content)
+                shape = without_id(content, row)
+                version = known.get(shape) if shape is not None else None
+                if version is None:
+                    version = _version(self.plan.protocol, content)
+                    if shape is not None and len(known) < KNOWN_ANSWERS:
+                        known[shape] = version
+                versions[places[row]] = version
 
         def moments(name: str) -> npt.NDArray[np.float64]:
             return np.where(stage.columns[name] < 0, np.nan, (stage.columns[name] + stage.start_ns) / 1e9)

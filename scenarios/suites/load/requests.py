@@ -187,10 +187,15 @@ def wrong_answers(
 ) -> dict[int, str]:
     """Rows whose kept answer is not the one to their request, with what is wrong."""
     wrong = {}
+    right: dict[int, set[bytes]] = {}
     for row, content in stage.answers.items():
-        item = encoded[cycle[row % len(cycle)]]
+        place = cycle[row % len(cycle)]
+        item = encoded[place]
         if item.problem:
             continue  # there is nothing to compare with, and the check of the answers says so
+        shape, known = without_id(content, row), right.setdefault(place, set())
+        if shape is not None and shape in known:
+            continue  # byte for byte what was found right before, with this request's id in the same place
         try:
             if protocol == "openai":
                 read_stream(content)
@@ -204,7 +209,20 @@ def wrong_answers(
             continue
         if differences := [text for tensor in item.expected if (text := _difference(tensor, came))]:
             wrong[row] = differences[0]
+        elif shape is not None and len(known) < KNOWN_ANSWERS:
+            known.add(shape)
     return wrong
+
+
+KNOWN_ANSWERS = 64
+"""So many different right answers to one request are remembered."""
+
+
+def without_id(content: bytes, row: int) -> bytes | None:
+    """An answer without its request's id, which all answers to equal requests have in common; None where the id stands
+    in it more than once, so that what is left would say nothing. Ids are of one length."""
+    token = request_id(row).encode()
+    return content.replace(token, b"") if content.count(token) <= 1 else None
 
 
 def _binary_header(protocol: Protocol, content: bytes) -> httpx.Headers:
