@@ -62,7 +62,7 @@ BRIEF = {"shape": "steps 4/s 40/s", "duration": "16s", "back_within": "1s", "zer
 TWO = {"candidates": [CANDIDATE, NEXT]}
 CASES = (
     Case("cold-start", ("slow-image-pull=4s",), ("budget.total",)),
-    Case("cold-start", ("slow-load=3s",), ("budget.ready", "budget.total"), quick=True, step={"warm": 5}),
+    Case("cold-start", ("slow-load=4s",), ("budget.ready", "budget.total"), quick=True, step={"warm": 5}),
     Case("cold-start", ("hanging-load",), error="was not ready", step={"zero_within": "20s"}),
     Case("cold-start", ("cold-503",), ("answered",)),
     Case("cold-start", ("never-zero",), error="no pod did not come", step={"zero_within": "20s"}),
