@@ -231,6 +231,7 @@ def waterfall(series: Series) -> str:
         return _svg(figure, "Cold starts by phase")
 
 
+_RATIOS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 1.5, 2, 3, 5, 10)
 _VERDICT_COLOURS = {"faster": COLOURS[2], "slower": COLOURS[1], "equivalent": COLOURS[0], "undecided": "#8a929c"}
 
 
@@ -251,10 +252,10 @@ def ratios(rows: list[Comparison]) -> str:
         axes.set_xscale("log")
         low, high = min(min(row.low for row in rows), 1 / (1 + margin)), max(max(row.high for row in rows), 1 + margin)
         axes.set_xlim(low / 1.03, high * 1.03)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        axes.tick_params(axis="x", which="both", labelsize=8)
-        axes.grid(True, axis="x", which="both")
+        axes.xaxis.set_minor_locator(NullLocator())
+        shown = [tick for tick in _RATIOS if low / 1.03 <= tick <= high * 1.03]
+        axes.set_xticks(shown, [f"{tick:g}" for tick in shown], fontsize=8)
+        axes.grid(True, axis="x")
         axes.set_xlabel("variant over baseline; the band is the margin")
         return _svg(figure, "Ratios with their intervals")
 
