@@ -93,10 +93,9 @@ def unpaired_ratio(
     a, b = _logs(baseline), _logs(variant)
     mean = float(b.mean() - a.mean())
     error = math.sqrt(a.var(ddof=1) / a.size + b.var(ddof=1) / b.size)
-    drawn = tuple(other - one for one, other in zip(_draw(a, seed), _draw(b, seed + 1), strict=True))
-    centres = drawn[0]
-    (_, spread_a), (_, spread_b) = _draw(a, seed), _draw(b, seed + 1)
-    errors = np.sqrt(spread_a**2 / a.size + spread_b**2 / b.size)
+    (means_a, spreads_a), (means_b, spreads_b) = _draw(a, seed), _draw(b, seed + 1)
+    centres = means_b - means_a
+    errors = np.sqrt(spreads_a**2 / a.size + spreads_b**2 / b.size)
     n = int(min(a.size, b.size))
     low, high = _studentized(mean, error, _t_values(centres - mean, errors), confidence, n)
     return _decide(mean, low, high, n, error * math.sqrt(n), margin, confidence, higher_is_better)

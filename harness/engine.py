@@ -243,12 +243,15 @@ class Engine:
         try:
             async with self._cluster() as cluster:
                 left = None if ttl is None else max(0.0, ttl - (time.monotonic() - started))
-                async with asyncio.timeout(left):
-                    await self._on_cluster(cluster)
-        except TimeoutError:
-            self._error(
-                ClusterError(f"the cluster's time to live of {ttl or 0:g} s was over before the run; raise cluster.ttl")
-            )
+                try:
+                    async with asyncio.timeout(left) as limit:
+                        await self._on_cluster(cluster)
+                except TimeoutError as error:
+                    if ttl is None or not limit.expired():
+                        raise
+                    raise ClusterError(
+                        f"the cluster's time to live of {ttl:g} s was over before the run; raise cluster.ttl"
+                    ) from error
         except BringUpError as error:
             self._error(error)
         finally:

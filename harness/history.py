@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.runstore import Run
-from harness.verdict import judge
 
 LEAST = 5
 """Runs on each side of a change, and before a newest run that is to be judged."""
+_TIMES = {"cold-start.first_byte.p50": "cold start", "ready": "ready"}
 PERMUTATIONS = 999
 ALPHA = 0.01
 SIGMAS = 4.0
@@ -84,8 +84,8 @@ def values_of(run: Run) -> dict[tuple[str, str, str], tuple[float, str, bool]]:
     for item in run.measurements:
         if item.name == "capacity":
             found[item.service, item.step, "capacity"] = (item.value, "/s", True)
-        elif item.name in ("cold-start.first_byte.p50", "ready"):
-            found[item.service, item.step, {"ready": "ready"}.get(item.name, "cold start")] = (item.value, "s", False)
+        elif item.name in _TIMES:
+            found[item.service, item.step, _TIMES[item.name]] = (item.value, "s", False)
     for step, service in dict.fromkeys((check.step, check.service) for check in run.checks):
         mine = [check for check in run.checks if (check.step, check.service) == (step, service)]
         found[service, step, "failed checks"] = (float(sum(check.fails_run for check in mine)), "", False)
@@ -157,7 +157,3 @@ def finished(runs: Sequence[Run]) -> list[Run]:
     """Those that came to their end, oldest first."""
     whole = [run for run in runs if not run.interrupted]
     return sorted(whole, key=lambda run: str(run.info.get("started")))
-
-
-def verdict_word(run: Run) -> str:
-    return judge(run).word

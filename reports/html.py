@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -14,23 +13,14 @@ from harness.runstore import Run
 from harness.units import format_duration
 from harness.verdict import Verdict, describe, tally
 from reports import comparisons, tables
+from reports.pages import pages_environment
 from reports.signoff import sign_off
 from reports.terminal import streaming_lines
-
-TEMPLATES = Path(__file__).with_name("templates")
 
 
 @functools.cache
 def _environment() -> Any:
-    import jinja2  # most commands write no report
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages_environment()
     environment.globals.update(
         states=tables.STATES,
         state_of=tables.state_of,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -13,9 +10,8 @@ from harness.history import Trend
 from harness.runstore import Run
 from harness.units import format_duration
 from harness.verdict import judge, tally
+from reports.pages import pages_environment
 from reports.tables import LEVELS, score_profiles, scorecard
-
-TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
@@ -28,20 +24,6 @@ class RunRow:
     counts: str
     report: str
     """Empty where the run has none."""
-
-
-@functools.cache
-def _template() -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("site.html.j2")
 
 
 def site(runs: list[Run], trends: list[Trend], problems: list[str], title: str) -> dict[str, str | bytes]:
@@ -82,7 +64,7 @@ def site(runs: list[Run], trends: list[Trend], problems: list[str], title: str) 
         "scored": scored.directory.name if scored is not None else "",
         "newest": rows[0],
     }
-    pages["index.html"] = str(_template().render(values))
+    pages["index.html"] = str(pages_environment().get_template("site.html.j2").render(values))
     return pages
 
 
