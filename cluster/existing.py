@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cluster.commands import Progress, require_tools, run
-from cluster.ingress import Ingress, open_ingress
+from cluster.ingress import Ingress, Reachable, open_ingress
 from cluster.install import plan_install
 from cluster.kube import Kube
-from harness.cluster_model import Existing
+from harness.cluster_model import Existing, Reach
 from harness.errors import ClusterError, UsageError
 from harness.runstore import write_atomic
-from harness.tls import Tls
 
 Object = dict[str, Any]
 _FILES = {
@@ -79,11 +78,10 @@ def minified(files: list[Path], context: str | None) -> Object:
 
 
 @dataclass
-class ExistingCluster:
+class ExistingCluster(Reachable):
     spec: Existing
     kubeconfig: Path
     log: Path
-    _ingress: Ingress | None = field(default=None, repr=False)
 
     @classmethod
     def open(cls, spec: Existing, directory: Path, stop: threading.Event, progress: Progress) -> ExistingCluster:
@@ -104,22 +102,11 @@ class ExistingCluster:
             raise ClusterError("stopped before the cluster was used")
         return cls(spec, kubeconfig, log)
 
-    def _opened(self) -> Ingress:
-        if self._ingress is None:
-            self._ingress = open_ingress(self.kubeconfig, self.spec.reach)
-        return self._ingress
+    def _open_ingress(self) -> Ingress:
+        return open_ingress(self.kubeconfig, self.spec.reach)
 
-    @property
-    def ingress(self) -> str:
-        return self._opened().address
-
-    @property
-    def inside(self) -> str:
-        return self._opened().inside
-
-    @property
-    def tls(self) -> Tls | None:
-        return Tls(self.spec.reach.ca) if self.spec.reach.tls else None
+    def _reach(self) -> Reach:
+        return self.spec.reach
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -146,9 +133,7 @@ class ExistingCluster:
 
     def down(self) -> None:
         """Closes what was opened here; the cluster stays."""
-        if self._ingress is not None:
-            self._ingress.close()
-            self._ingress = None
+        self._close_ingress()
 
     def __enter__(self) -> ExistingCluster:
         return self

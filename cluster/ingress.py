@@ -24,6 +24,7 @@ from cluster.commands import Command, require_tools, with_parent
 from cluster.kube import Kube
 from harness.cluster_model import Reach
 from harness.errors import ClusterError
+from harness.tls import Tls
 
 Object = dict[str, Any]
 FORWARD_S = 20.0
@@ -52,6 +53,42 @@ class Ingress:
                 self._forward.kill()
                 self._forward.wait()
         self._forward = None
+
+
+class Reachable:
+    """What a real cluster's class shares: its ingress is looked for when it is first asked for, and closed at the
+    end."""
+
+    _ingress: Ingress | None = None
+
+    def _open_ingress(self) -> Ingress:
+        raise NotImplementedError
+
+    def _reach(self) -> Reach:
+        raise NotImplementedError
+
+    def _opened(self) -> Ingress:
+        if self._ingress is None:
+            self._ingress = self._open_ingress()
+        return self._ingress
+
+    @property
+    def ingress(self) -> str:
+        return self._opened().address
+
+    @property
+    def inside(self) -> str:
+        return self._opened().inside
+
+    @property
+    def tls(self) -> Tls | None:
+        reach = self._reach()
+        return Tls(reach.ca) if reach.tls else None
+
+    def _close_ingress(self) -> None:
+        if self._ingress is not None:
+            self._ingress.close()
+            self._ingress = None
 
 
 def open_ingress(

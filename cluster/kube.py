@@ -10,10 +10,11 @@ from __future__ import annotations
 import json as jsonlib
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from harness.apierrors import explain
-from harness.errors import ClusterError, UsageError
+from harness.errors import ClusterError
+from harness.kubeclient import api_client, authorized
 
 Object = dict[str, Any]
 TIMEOUT_S = 30
@@ -23,28 +24,12 @@ ATTEMPTS = 2
 class Kube:
     def __init__(self, kubeconfig: Path, context: str | None = None) -> None:
         """Raises UsageError for a kubeconfig that cannot be read or has no such context."""
-        from kubernetes import client, config
-
-        try:
-            configuration: Any = client.Configuration()
-            config.load_kube_config(  # type: ignore[no-untyped-call]
-                str(kubeconfig),
-                context=context,
-                client_configuration=configuration,
-                # Certificates are written into files; beside the kubeconfig they go when it goes.
-                temp_file_path=str(kubeconfig.parent),
-            )
-        except (config.ConfigException, OSError) as error:
-            raise UsageError(f"{kubeconfig}: expected a kubeconfig: {error}") from error
-        if urlsplit(configuration.host).hostname in ("127.0.0.1", "localhost", "::1"):
-            configuration.proxy = None  # a proxy of the environment is not on the way to this machine
-        self.host = str(configuration.host)
-        self._api: Any = client.ApiClient(configuration)
+        self._api = api_client(kubeconfig, context)
+        self.host = str(self._api.configuration.host)
 
     def call(self, method: str, path: str, body: Object | None = None) -> Any:
         """The decoded answer. Raises LookupError for 404 and ClusterError for everything else that is not success."""
-        headers = {item["key"]: item["value"] for item in self._api.configuration.auth_settings().values()}
-        headers |= {"Accept": "application/json", "Content-Type": "application/json"}
+        headers = {**authorized(self._api), "Accept": "application/json"}
         sent = None if body is None else jsonlib.dumps(body).encode()
         # The generated calls differ among the client's versions; the connection pool beneath them does not.
         pool = self._api.rest_client.pool_manager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,12 +17,11 @@ from pydantic import ValidationError
 
 from cluster import aks, eks, gke, kind, ledger
 from cluster.commands import Command, Progress, require_tools, run
-from cluster.ingress import Ingress, open_ingress
+from cluster.ingress import Ingress, Reachable, open_ingress
 from cluster.install import node_port, plan_install
 from cluster.naming import labels
-from harness.cluster_model import PROVIDERS, Aks, Eks, Gke, Install, Kind, Made
+from harness.cluster_model import PROVIDERS, Aks, Eks, Gke, Install, Kind, Made, Reach
 from harness.errors import ClusterError
-from harness.tls import Tls
 
 _MODULES: dict[str, ModuleType] = {"kind": kind, "gke": gke, "eks": eks, "aks": aks}
 _AUTHENTICATES = {"gke": "gke-gcloud-auth-plugin"}
@@ -98,34 +97,22 @@ def strays(spec: Made) -> list[str]:
 
 
 @dataclass
-class ManagedCluster:
+class ManagedCluster(Reachable):
     """A cluster that was created here. Leaving it takes it down, unless it is kept."""
 
     spec: Made
     entry: ledger.Entry
     kept: bool
-    _ingress: Ingress | None = field(default=None, repr=False)
 
     @property
     def kubeconfig(self) -> Path:
         return self.entry.directory / "kubeconfig"
 
-    def _opened(self) -> Ingress:
-        if self._ingress is None:
-            self._ingress = open_ingress(self.kubeconfig, self.spec.reach, *_own_address(self.spec))
-        return self._ingress
+    def _open_ingress(self) -> Ingress:
+        return open_ingress(self.kubeconfig, self.spec.reach, *_own_address(self.spec))
 
-    @property
-    def ingress(self) -> str:
-        return self._opened().address
-
-    @property
-    def inside(self) -> str:
-        return self._opened().inside
-
-    @property
-    def tls(self) -> Tls | None:
-        return Tls(self.spec.reach.ca) if self.spec.reach.tls else None
+    def _reach(self) -> Reach:
+        return self.spec.reach
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -169,9 +156,7 @@ class ManagedCluster:
 
     def down(self) -> None:
         """Raises ClusterError that says what is still there."""
-        if self._ingress is not None:
-            self._ingress.close()
-            self._ingress = None
+        self._close_ingress()
         if not self.kept:
             take_down(self.entry)
 

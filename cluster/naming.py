@@ -14,5 +14,5 @@ def labels(name: str, extra: dict[str, str], expires_s: float) -> dict[str, str]
     return {**extra, LABEL: name, EXPIRES: stamp}
 
 
-def pairs(values: dict[str, str], separator: str = ",") -> str:
-    return separator.join(f"{key}={value}" for key, value in values.items())
+def pairs(values: dict[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in values.items())

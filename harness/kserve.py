@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from harness.apierrors import PASSING, explain
-from harness.errors import ClusterError, DeployError, UsageError
+from harness.errors import ClusterError, DeployError
+from harness.kubeclient import api_client, authorized
 from harness.podwatch import PodWatch
 from harness.records import TimelineEvent
 
@@ -40,21 +40,11 @@ class KServe:
     def __init__(self, kubeconfig: Path, namespace: str, patience_s: float = 0.0) -> None:
         """``patience_s`` is for how long a call is repeated while the API does not answer, or answers that it cannot
         now. Raises UsageError for a kubeconfig that cannot be read."""
-        from kubernetes import client, config
+        from kubernetes import client
 
         self.namespace = namespace
         self.patience_s = patience_s
-        try:
-            configuration: Any = client.Configuration()
-            # The client writes certificates into files; beside the kubeconfig they go when it goes.
-            config.load_kube_config(  # type: ignore[no-untyped-call]
-                str(kubeconfig), client_configuration=configuration, temp_file_path=str(kubeconfig.parent)
-            )
-            if urlsplit(configuration.host).hostname in ("127.0.0.1", "localhost", "::1"):
-                configuration.proxy = None  # a proxy of the environment is not on the way to this machine
-            api: Any = client.ApiClient(configuration)
-        except (config.ConfigException, OSError) as error:
-            raise UsageError(f"{kubeconfig}: expected a kubeconfig: {error}") from error
+        api = api_client(kubeconfig)
         self._core = client.CoreV1Api(api)
         self._custom = client.CustomObjectsApi(api)
         self._client = client
@@ -159,7 +149,6 @@ class KServe:
         what = f"{path} of pod {name}, port {port}"
         client = self._core.api_client
         url = f"{client.configuration.host}/api/v1/namespaces/{self.namespace}/pods/{name}:{port}/proxy{path}"
-        headers = {item["key"]: item["value"] for item in client.configuration.auth_settings().values()}
         sent = None if body is None else json.dumps(body).encode()
         # The generated calls for pods/proxy take no body; the connection pool beneath them does.
         pool, method = client.rest_client.pool_manager, "GET" if body is None else "POST"
@@ -168,7 +157,7 @@ class KServe:
                 pool.request,
                 method,
                 url,
-                headers={**headers, "Content-Type": "application/json"},
+                headers=authorized(client),
                 body=sent,
                 timeout=PROXY_S,
                 retries=False,
