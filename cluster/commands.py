@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -71,6 +71,13 @@ def require_tools(commands: Iterable[Command]) -> None:
     if missing := missing_tools(commands):
         named = ", ".join(f"{name} ({_INSTALL[name]})" if name in _INSTALL else name for name in missing)
         raise ClusterError(f"not on PATH: {named}; install it and start again. Nothing was created")
+
+
+def numbered(commands: list[Command], progress: Progress) -> Iterator[Command]:
+    """One after the other; which it is, of how many, is told before each."""
+    for number, command in enumerate(commands, 1):
+        progress(f"{number} of {len(commands)}: {command.does}")
+        yield command
 
 
 def run(command: Command, log: Path, stop: threading.Event, progress: Progress = lambda line: None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from cluster.commands import Progress, require_tools, run
+from cluster.commands import Progress, numbered, require_tools, run
 from cluster.ingress import Ingress, Reachable, open_ingress
 from cluster.install import plan_install
 from cluster.kube import Kube
@@ -77,6 +77,14 @@ def minified(files: list[Path], context: str | None) -> Object:
     return result
 
 
+def write_kubeconfig(spec: Existing, directory: Path) -> Path:
+    """The chosen context alone, for its owner only. Raises UsageError."""
+    path = directory / "kubeconfig"
+    text = yaml.safe_dump(minified(kubeconfig_files(spec.kubeconfig), spec.context), sort_keys=False)
+    write_atomic(path, text, 0o600)
+    return path
+
+
 @dataclass
 class ExistingCluster(Reachable):
     spec: Existing
@@ -87,16 +95,14 @@ class ExistingCluster(Reachable):
     def open(cls, spec: Existing, directory: Path, stop: threading.Event, progress: Progress) -> ExistingCluster:
         """Raises UsageError for a kubeconfig or context that is none, ClusterError for an API that does not answer."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        kubeconfig, log = directory / "kubeconfig", directory / "commands.log"
-        text = yaml.safe_dump(minified(kubeconfig_files(spec.kubeconfig), spec.context), sort_keys=False)
-        write_atomic(kubeconfig, text, 0o600)
+        log = directory / "commands.log"
+        kubeconfig = write_kubeconfig(spec, directory)
         progress("asking the Kubernetes API")
         Kube(kubeconfig).version()
         if spec.install is not None:
             commands = plan_install(spec.install, spec, kubeconfig)
             require_tools(commands)
-            for number, command in enumerate(commands, 1):
-                progress(f"{number} of {len(commands)}: {command.does}")
+            for command in numbered(commands, progress):
                 run(command, log, stop, progress)
         if stop.is_set():
             raise ClusterError("stopped before the cluster was used")

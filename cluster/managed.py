@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster import aks, eks, gke, kind, ledger
-from cluster.commands import Command, Progress, require_tools, run
+from cluster.commands import Command, Progress, numbered, require_tools, run
 from cluster.ingress import Ingress, Reachable, open_ingress
 from cluster.install import node_port, plan_install
 from cluster.naming import labels
@@ -138,8 +138,7 @@ class ManagedCluster(Reachable):
             ledger.forget(entry)  # nothing was begun
             raise
         try:
-            for number, command in enumerate(commands, 1):
-                progress(f"{number} of {len(commands)}: {command.does}")
+            for command in numbered(commands, progress):
                 run(command, entry.log, stop, progress)
                 _protect(entry.directory / "kubeconfig")
             entry = ledger.mark(entry, "up")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -171,7 +170,7 @@ def preflight_command(
     json: Json = "",
 ) -> None:
     """Asks an existing cluster whether it can run a scenario; nothing is created. Exit code 1 where it cannot."""
-    from cluster.existing import kubeconfig_files, minified
+    from cluster.existing import write_kubeconfig
     from cluster.kube import Kube
     from cluster.preflight import Answer, preflight
     from harness.cluster_model import Existing
@@ -182,10 +181,7 @@ def preflight_command(
     if not isinstance(choice, Existing):
         raise UsageError(f"expected a cluster that is there: --provider existing, got {choice.provider}")
     with tempfile.TemporaryDirectory(prefix="servecert-preflight-") as folder:
-        kubeconfig = Path(folder) / "kubeconfig"
-        text = jsonlib.dumps(minified(kubeconfig_files(choice.kubeconfig), choice.context))  # JSON is YAML
-        write_atomic(kubeconfig, text, 0o600)
-        kube = Kube(kubeconfig)
+        kube = Kube(write_kubeconfig(choice, Path(folder)))
         found = preflight(loaded, kube)
     failed = [item for item in found if item.answer is Answer.FAILED]
     if json:
