@@ -14,13 +14,11 @@ from rich.table import Table
 
 from harness.errors import EXIT_FAILED, UsageError
 from harness.lint import RULES, Facts, Finding, Level, Subject, lint, parse_bytes, read_manifests, subjects_of
+from harness.options import Json, Junit
 from harness.output import emit_json
 from harness.runstore import read_run, write_atomic
 from harness.scenario import find_scenario, load_scenario
 from harness.units import parse_duration, parse_rate
-
-Json = Annotated[str, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output")]
-Junit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="write the result as JUnit XML")]
 
 
 def _seconds(option: str, text: str | None) -> float | None:

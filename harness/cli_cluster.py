@@ -25,6 +25,7 @@ from cluster.managed import ManagedCluster, plan_create, plan_delete, settle, sp
 from harness.cluster_model import PROVIDERS, ClusterChoice, Existing, Local
 from harness.environments import cache_directory
 from harness.errors import EXIT_FAILED, ClusterError, ServecertError, UsageError
+from harness.options import Json
 from harness.output import emit_json
 from harness.scenario import find_scenario, load_cluster
 
@@ -37,7 +38,6 @@ Provider = Annotated[str, typer.Option(help=f"instead of the file's: {', '.join(
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, such as cluster.name=nightly")
 ]
-Json = Annotated[str, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only print what would be done")]
 
 

@@ -11,11 +11,11 @@ import typer
 
 from harness.comparison import CONFIDENCE, LEAST_BLOCKS, MARGIN, corrected, unpaired_ratio
 from harness.errors import EXIT_FAILED, MeasurementError, UsageError
+from harness.options import Json, share_of
 from harness.output import emit_json
 from harness.records import CheckResult, Comparison, LoadResult
 from harness.runstore import Run, read_run, write_atomic
 from harness.stats import percentile
-from harness.units import parse_share
 from harness.verdict import describe
 from reports.comparisons import HEAD, cells, how, parts_of
 
@@ -32,18 +32,13 @@ def compare_command(
         list[str] | None, typer.Option(metavar="VERDICT", help="slower, undecided, faster, or checks: exit code 1 then")
     ] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="write the tables as Markdown")] = None,
-    json: Annotated[
-        str, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output")
-    ] = "",
+    json: Json = "",
 ) -> None:
     """Compares the load and the checks of runs. Where it can be, compare in one run instead (a compare step): there
     blocks are taken in turns, and nothing changes between them."""
     if len(runs) < 2:
         raise UsageError("expected two run directories or more: servecert compare BASELINE OTHER…")
-    try:
-        share = parse_share(margin)
-    except ValueError as error:
-        raise UsageError(f"--margin: {error}") from None
+    share = share_of("--margin", margin)
     if not 0 < share < 1 or not 0.5 <= confidence < 1:
         raise UsageError("expected a --margin above 0 and below 1, and a --confidence from 0.5 to below 1")
     metrics = metric or list(QUANTILES)

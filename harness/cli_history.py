@@ -15,21 +15,18 @@ from rich.table import Table
 
 from harness.errors import EXIT_FAILED, MeasurementError, RunStoreError, UsageError
 from harness.history import Trend, finished, trends
+from harness.options import Json, share_of
 from harness.output import emit_json
 from harness.runstore import RECORDS, Run, read_run, write_atomic
-from harness.units import format_duration, parse_share
+from harness.units import format_duration
 
 Where = Annotated[str, typer.Argument(metavar="DIR", help="a folder of run directories, or a bucket of them (s3://…)")]
 Margin = Annotated[str, typer.Option(help="what must be exceeded to count as worse, beside the usual spread")]
-Json = Annotated[str, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output")]
 FILES = ("run.json", *RECORDS, "report.html", "summary.md")
 
 
 def _margin(text: str) -> float:
-    try:
-        share = parse_share(text)
-    except ValueError as error:
-        raise UsageError(f"--margin: {error}") from None
+    share = share_of("--margin", text)
     if not 0 <= share < 1:
         raise UsageError(f"--margin: expected a share below 1, got {text!r}")
     return share

@@ -16,6 +16,7 @@ from harness.errors import EXIT_INTERRUPTED, UsageError
 from harness.golden import read_json_object, read_payload
 from harness.load.distributed import Address
 from harness.observer import Observer
+from harness.options import Json, Junit
 from harness.output import emit_json
 from harness.records import Deviation
 from harness.runstore import RunStore, read_run
@@ -31,8 +32,6 @@ from reports.write import write_reports
 
 app = typer.Typer()
 
-Json = Annotated[str, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output")]
-Junit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="write the result as JUnit XML")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="keep the run directory, with its report, here")]
 Url = Annotated[str, typer.Argument(metavar="URL", help="where the server is, such as http://127.0.0.1:8080")]

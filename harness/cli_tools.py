@@ -17,6 +17,7 @@ from rich.table import Table
 from cluster.local import podshim
 from harness.environments import cache_directory, unwritable
 from harness.errors import UsageError
+from harness.options import Json
 from harness.output import emit_json
 from harness.runtimes import build_model, find_runtime, model_specs, runtime_specs
 
@@ -24,8 +25,6 @@ SHIM = Path(podshim.__file__)
 
 runtimes_app = typer.Typer(help="The reference runtimes.", no_args_is_help=True)
 checks_app = typer.Typer(help="The checks of the conformance suite.", no_args_is_help=True)
-
-Json = Annotated[str, typer.Option("--json", metavar="FILE", help="write the result as JSON; - is standard output")]
 
 
 @runtimes_app.command("list")
