@@ -120,7 +120,8 @@ def stalling_server(stall_s: float = 1.0) -> Iterator[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def nginx() -> Iterator[int]:
+def nginx(paths: str = "") -> Iterator[int]:
+    """``paths`` are its locations; by default one answer to whatever is asked."""
     program = shutil.which("nginx")
     if program is None:
         raise SystemExit("nginx is needed: it answers faster than any client asks")
@@ -136,7 +137,7 @@ def nginx() -> Iterator[int]:
             http {{
               access_log off; keepalive_requests 1000000000; default_type application/json;
               client_max_body_size 2m; client_body_buffer_size 2m; client_body_temp_path {name}/body;
-              server {{ listen 127.0.0.1:{port}; location / {{ return 200 '{answer}'; }} }}
+              server {{ listen 127.0.0.1:{port}; {paths or f"location / {{ return 200 '{answer}'; }}"} }}
             }}
             """
         )
@@ -314,9 +315,9 @@ def stall_table(seconds: float = 28.9) -> None:
         begins = PERIOD_S - STALL_S
         analytic = SERVICE_S + np.where(into >= begins, PERIOD_S - into, 0.0)
         analytic += np.where((into < begins) & (into + SERVICE_S > begins), STALL_S, 0.0)
-        rows["servecert"] = summarize(latency)
-        rows["analytic open loop"] = summarize(analytic)
-        rows[ANALYTIC] = summarize(analytic + np.random.default_rng(1).choice(path_s, analytic.size))
+        rows["servecert"] = summarize(np.sort(latency))
+        rows["analytic open loop"] = summarize(np.sort(analytic))
+        rows[ANALYTIC] = summarize(np.sort(analytic + np.random.default_rng(1).choice(path_s, analytic.size)))
         for name, peer in PACED.items():
             if (reported := peer(f"http://127.0.0.1:{port}/v2/models/m/infer", STALL_RATE, int(seconds))) is not None:
                 rows[name] = reported
@@ -337,8 +338,10 @@ def added_latency(table: Table, port: int, seconds: int) -> None:
     job = Job("rest", "127.0.0.1", port, f"127.0.0.1:{port}", (request,), check_every=1000, connections=16)
     with pinned():
         columns = asyncio.run(run_stage(job, [SMALL], due, lambda progress: None)).columns
-    table.add("servecert p50 at 1,000/s", summarize((columns["done_ns"] - columns["due_ns"]) / 1e3)["p50"])
-    table.add("servecert from send at 1,000/s", summarize((columns["done_ns"] - columns["sent_ns"]) / 1e3)["p50"])
+    table.add("servecert p50 at 1,000/s", summarize(np.sort(columns["done_ns"] - columns["due_ns"]) / 1e3)["p50"])
+    table.add(
+        "servecert from send at 1,000/s", summarize(np.sort(columns["done_ns"] - columns["sent_ns"]) / 1e3)["p50"]
+    )
     if (found := wrk_at(f"http://127.0.0.1:{port}/v2/models/m/infer", 1000, 16, seconds)) is not None:
         rate, median_us = found
         table.add("wrk rate at 1,000/s", rate)

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.columns import elapsed_s
+
 
 class Level(StrEnum):
     """How much a requirement binds (RFC 2119). A MAY is reported and never fails a run."""
@@ -155,18 +157,24 @@ class SampleBatch:
     @property
     def latency_s(self) -> npt.NDArray[np.float64]:
         """From the due time, so that a stalled server cannot hide its stall."""
-        return (self.done_ns - self.due_ns) / 1e9
+        return elapsed_s(self.done_ns, self.due_ns)
 
     @property
     def service_time_s(self) -> npt.NDArray[np.float64]:
         """From the actual send; only for requests that were sent."""
-        sent = self.sent_ns >= 0
-        return (self.done_ns[sent] - self.sent_ns[sent]) / 1e9
+        return elapsed_s(self.done_ns, self.sent_ns)
+
+    @property
+    def from_dispatch_s(self) -> npt.NDArray[np.float64]:
+        """What the latency were without the generator's lateness; only for requests that it took up."""
+        return elapsed_s(self.done_ns, self.dispatched_ns)
 
     @property
     def send_lag_s(self) -> npt.NDArray[np.float64]:
         """How late the generator was; waiting for a connection is the server's doing and not part of it."""
         taken = self.dispatched_ns >= 0
+        if taken.all():
+            return elapsed_s(self.dispatched_ns, self.due_ns)
         return (self.dispatched_ns[taken] - self.due_ns[taken]) / 1e9
 
 

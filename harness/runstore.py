@@ -8,12 +8,13 @@ ignored by the reader.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,6 +23,7 @@ from typing import IO, Any, TypeVar
 
 import yaml
 
+from harness.columns import PIECE_ROWS, gathered, let_go, pieces
 from harness.errors import DeployError, RunStoreError, ServecertError
 from harness.records import (
     CheckResult,
@@ -54,25 +56,34 @@ _LINES: dict[type, str] = {
 }
 RECORDS = tuple(_LINES.values())
 """The files that hold what was learnt, samples apart."""
-_COLUMNS = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns", "status", "bytes", "error")
+_COLUMNS = ["due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns", "status", "bytes", "error"]
 
 
 def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     """A reader sees the old file or the new one, never a part; the mode holds from the first byte on."""
-    data = content.encode() if isinstance(content, str) else content
+    with atomic_file(path, mode) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """What is written becomes ``path`` when the body ends without an error. Raises RunStoreError when it cannot be
+    written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunStoreError(
-            f"could not write {path}: {error.strerror}; free some space or choose another --out"
+            f"could not write {path}: {error.strerror or error}; free some space or choose another --out"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def describe_host() -> dict[str, Any]:
@@ -201,13 +212,19 @@ class RunStore:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pa.table({name: getattr(batch, name) for name in _COLUMNS}).replace_schema_metadata(
-            {"error_classes": json.dumps(batch.error_classes), "service": batch.service, "step": batch.step}
-        )
-        path = self.directory / self.samples_name(batch.service, batch.step)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        write_atomic(path, sink.getvalue().to_pybytes())
+        metadata = {"error_classes": json.dumps(batch.error_classes), "service": batch.service, "step": batch.step}
+        columns = {name: getattr(batch, name) for name in _COLUMNS}
+        schema = pa.schema([(name, pa.from_numpy_dtype(values.dtype)) for name, values in columns.items()], metadata)
+        # Moments rise from row to row, which is what this encoding is for: a third less than without, and faster.
+        encodings = {name: "DELTA_BINARY_PACKED" for name in _COLUMNS if name.endswith("_ns")}
+        options = {"use_dictionary": ["status", "bytes", "error"], "column_encoding": encodings}
+        with (
+            atomic_file(self.directory / self.samples_name(batch.service, batch.step)) as file,
+            pq.ParquetWriter(file, schema, compression="zstd", **options) as writer,
+        ):
+            for part in pieces(len(batch)):
+                writer.write_table(pa.table({name: values[part] for name, values in columns.items()}, schema))
+                let_go(*columns.values())
 
     def finish(self, exit_code: int) -> None:
         self.info["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -239,15 +256,27 @@ class Run:
         return self.info.get("exit_code") is None or self.info.get("exit_code") == 130
 
     def samples(self, load: LoadResult) -> SampleBatch | None:
-        """The samples behind a load result; None where the file is missing (a run that was killed)."""
+        """The samples behind a load result; None where there are none (a run that was killed). Many rows lie in
+        files without a name, which are gone with the arrays."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = self.directory / load.samples
         if not path.exists():
             return None
-        table = pq.read_table(path)
-        columns = {name: table[name].to_numpy() for name in _COLUMNS}
-        classes = tuple(json.loads(table.schema.metadata[b"error_classes"]))
+        try:
+            with pq.ParquetFile(path) as file:
+                classes = tuple(json.loads(file.schema_arrow.metadata[b"error_classes"]))
+                rows = file.metadata.num_rows
+                parts = (
+                    {name: part[name].to_numpy() for name in _COLUMNS}
+                    for part in file.iter_batches(PIECE_ROWS, columns=_COLUMNS)
+                )
+                columns = gathered(parts, rows) if rows else {}
+        except (OSError, pa.ArrowException) as error:
+            raise RunStoreError(f"could not read {path}: {error}") from error
+        if not columns:
+            return None
         return SampleBatch(service=load.service, step=load.step, error_classes=classes, **columns)
 
 

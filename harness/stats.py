@@ -41,18 +41,16 @@ def percentile_interval(ordered: Samples, q: float, confidence: float = 0.95) ->
     return float(ordered[low - 1]), float(ordered[high - 1])
 
 
-def summarize(values: Samples) -> dict[str, float]:
-    """p50, p90, p95, p99, p99_9, max and mean of a sample that is not empty."""
-    ordered = np.sort(values)
+def summarize(ordered: Samples) -> dict[str, float]:
+    """p50, p90, p95, p99, p99_9, max and mean of an ascending sample that is not empty."""
     summary = {name: percentile(ordered, q) for name, q in PERCENTILES.items()}
     summary["max"] = float(ordered[-1])
     summary["mean"] = float(ordered.mean())
     return summary
 
 
-def percentile_intervals(values: Samples) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the percentiles for which the sample is large enough."""
-    ordered = np.sort(values)
+def percentile_intervals(ordered: Samples) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the percentiles for which the ascending sample is large enough."""
     intervals = {name: percentile_interval(ordered, q) for name, q in PERCENTILES.items()}
     return {name: interval for name, interval in intervals.items() if interval is not None}
 

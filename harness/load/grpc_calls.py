@@ -65,7 +65,7 @@ class Channel:
         message = self._templates[number % len(self._templates)].fill(number)
         sent = time.monotonic_ns()
         columns.sent_ns[row] = sent
-        left_s = max(0.001, (int(columns.due_ns[row]) + self._timeout_ns - sent) / 1e9)
+        left_s = max(0.001, (self.recorder.start_ns + int(columns.due_ns[row]) + self._timeout_ns - sent) / 1e9)
         try:
             await self._answer(row, message, left_s)
         except grpc.aio.AioRpcError as error:

@@ -184,7 +184,7 @@ class Pool:
     def next(self) -> None:
         while self.waiting and (connection := self._take()) is not None:
             row = self.waiting.popleft()
-            if self.recorder.columns.done_ns[row]:
+            if self.recorder.columns.is_done(row):
                 self.idle.append(connection)  # it timed out in the queue
             else:
                 connection.send(row)

@@ -1,4 +1,4 @@
-"""What a worker is asked to do, as plain values in ``job.json``; for an open loop, ``due.npy`` lies beside it."""
+"""What a worker is asked to do, as plain values in ``job.json``; for an open loop, ``due_ns`` lies beside it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Literal
 Protocol = Literal["rest", "binary", "grpc", "grpc-stream", "openai"]
 STREAMED = ("grpc-stream", "openai")
 """Protocols whose answers come in pieces, which are timed one by one."""
+DUE = "due_ns"
+"""The file of an open loop's due times: int64, nanoseconds from the start."""
 ID_WIDTH = 12
 ID_PLACEHOLDER = "~" * ID_WIDTH
 """Stands in a body where each request's own number goes; as wide as every number is written."""
@@ -54,6 +56,8 @@ class Job:
     check_every: int = 100
     mark: str = ""
     """A response header whose value is kept of every answer (HTTP only); empty for none."""
+    rows_in_memory: int = 1 << 19
+    """When more than so many are done, they are written down while the stage goes on."""
     first_row: int = 0
     stride: int = 1
 

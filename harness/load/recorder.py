@@ -25,6 +25,8 @@ class Recorder:
         self.marks: dict[int, str] = {}
         """The value of the job's header, by the row's number."""
         self.stream = StreamColumns(columns.due_ns.size) if job.protocol in STREAMED else None
+        self.start_ns = 0
+        """The stage's start."""
         self.done = 0
         self.errors = 0
         self.after: Callable[[int], None] = lambda row: None
@@ -40,7 +42,7 @@ class Recorder:
     def finish(self, row: int, error: int, status: int, size: int, answer: bytes | None = None) -> None:
         """The first end of a row counts: an answer after its timeout changes nothing."""
         columns = self.columns
-        if columns.done_ns[row]:
+        if row < columns.settled or columns.done_ns[row]:
             return
         columns.done_ns[row] = time.monotonic_ns()
         columns.status[row] = status
@@ -55,10 +57,7 @@ class Recorder:
         self.after(row)
 
     def grow(self) -> None:
-        """Doubles the room, for closed loops: nobody knows the number of their requests before."""
-        columns = self.columns
-        for name, values in vars(columns).items():
-            setattr(columns, name, np.concatenate([values, np.zeros_like(values)]))
+        self.columns.grow()
         if self.stream is not None:
             self.stream.grow()
 
@@ -66,5 +65,5 @@ class Recorder:
 def abandon(recorder: Recorder, count: int) -> None:
     """Ends what is still open among the first ``count`` rows: sent rows timed out, the rest were never sent."""
     columns = recorder.columns
-    for row in np.flatnonzero(columns.done_ns[:count] == 0).tolist():
+    for row in (np.flatnonzero(columns.done_ns[columns.settled : count] == 0) + columns.settled).tolist():
         recorder.finish(row, TIMEOUT if columns.sent_ns[row] else NOT_SENT, 0, 0)

@@ -1,9 +1,13 @@
-"""What a worker writes down of each request: fixed columns, allocated before the run."""
+"""What a worker writes down of each request: fixed columns."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+
+from harness.columns import Room, let_go
 
 ERRORS = (
     "",
@@ -38,31 +42,62 @@ def errors_text(errors: npt.NDArray[np.int16]) -> str:
 
 
 TIMES = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns")
+COLUMNS = {**dict.fromkeys(TIMES, "int64"), "status": "int32", "bytes": "int64", "error": "int16"}
 
 
 class Columns:
-    """One row a request. Times are nanoseconds of ``time.monotonic_ns``; 0 where the moment never came."""
+    """One row a request. ``due_ns`` counts from the stage's start, the other times are ``time.monotonic_ns``; 0 where
+    the moment never came. Rows before ``settled`` have been written down elsewhere, and are gone from here."""
 
-    def __init__(self, due_ns: npt.NDArray[np.int64]) -> None:
-        count = due_ns.size
-        self.due_ns = due_ns
-        self.dispatched_ns = np.zeros(count, np.int64)
-        self.sent_ns = np.zeros(count, np.int64)
-        self.first_byte_ns = np.zeros(count, np.int64)
-        self.done_ns = np.zeros(count, np.int64)
-        self.status = np.zeros(count, np.int32)
-        self.bytes = np.zeros(count, np.int64)
-        self.error = np.zeros(count, np.int16)
+    due_ns: npt.NDArray[np.int64]
+    dispatched_ns: npt.NDArray[np.int64]
+    sent_ns: npt.NDArray[np.int64]
+    first_byte_ns: npt.NDArray[np.int64]
+    done_ns: npt.NDArray[np.int64]
+    status: npt.NDArray[np.int32]
+    bytes: npt.NDArray[np.int64]
+    error: npt.NDArray[np.int16]
 
-    def relative(self, start_ns: int, count: int) -> dict[str, npt.NDArray[np.generic]]:
-        """The first ``count`` rows, times counted from ``start_ns``, -1 where the moment never came."""
-        columns: dict[str, npt.NDArray[np.generic]] = {}
-        for name in TIMES:
-            values = getattr(self, name)[:count]
-            columns[name] = np.where(values == 0, -1, values - start_ns)
-        for name in ("status", "bytes", "error"):
-            columns[name] = getattr(self, name)[:count]
+    def __init__(self, count: int, due_ns: npt.NDArray[np.int64] | None = None) -> None:
+        """``due_ns`` are those of an open loop, for ``count`` rows; a closed loop writes its own."""
+        self.settled = 0
+        self._rooms: dict[str, Room] = {}
+        for name, dtype in COLUMNS.items():
+            if name == "due_ns" and due_ns is not None:
+                self.due_ns = due_ns
+            else:
+                room = self._rooms[name] = Room(count, dtype)
+                setattr(self, name, room.array)
+
+    def is_done(self, row: int) -> bool:
+        return row < self.settled or bool(self.done_ns[row])
+
+    def grow(self) -> None:
+        """Doubles the room, for closed loops: nobody knows the number of their requests before."""
+        count = self.due_ns.size
+        for name in self._rooms:
+            room = Room(2 * count, COLUMNS[name])
+            room.array[self.settled : count] = getattr(self, name)[self.settled :]
+            self._rooms[name] = room
+            setattr(self, name, room.array)
+
+    def relative(self, start_ns: int, first: int, last: int) -> dict[str, npt.NDArray[Any]]:
+        """Rows ``first`` to ``last``, times counted from ``start_ns``, -1 where the moment never came."""
+        columns: dict[str, npt.NDArray[Any]] = {}
+        for name in COLUMNS:
+            values = getattr(self, name)[first:last]
+            if name in TIMES and name != "due_ns":
+                values = np.where(values == 0, -1, values - start_ns)
+            columns[name] = values
         return columns
+
+    def settle(self, last: int) -> None:
+        """Rows before ``last``, a multiple of ``WHOLE_PAGES_ROWS``, are done and written down; their memory is free."""
+        first, self.settled = self.settled, last
+        for room in self._rooms.values():
+            room.discard(first, last)
+        if "due_ns" not in self._rooms:
+            let_go(self.due_ns)
 
 
 def error_of_status(status: int) -> int:

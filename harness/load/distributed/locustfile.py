@@ -102,7 +102,7 @@ class Carrier:
         if code or not (directory / "summary.json").exists():
             words = (directory / "stderr").read_bytes()[-2000:].decode(errors="replace")
             raise RuntimeError(f"the generator ended with exit code {code}: {words}")
-        results = [*directory.glob("samples.npz"), *directory.glob("gaps.npz"), *(directory / "answers").iterdir()]
+        results = [*(directory / "columns").iterdir(), *directory.glob("gaps.npz"), *(directory / "answers").iterdir()]
         for path in [*results, directory / "summary.json"]:
             self._send(number, path, str(path.relative_to(directory)))
         self.tell("servecert_done", stage=number)

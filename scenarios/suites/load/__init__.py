@@ -106,9 +106,11 @@ async def run_plan(
     except WorkerError as error:
         raise MeasurementError(f"{plan.name}: {error}") from error
     wrong = wrong_answers(plan.protocol, stage, encoded, job.cycle)
-    errors = stage.columns["error"].copy()
-    errors[np.isin(stage.columns["row"], list(wrong))] = WRONG_ANSWER
-    columns = {**stage.columns, "error": errors}
+    columns = stage.columns
+    if wrong:
+        errors = columns["error"].copy()
+        errors[np.isin(columns["row"], list(wrong))] = WRONG_ANSWER
+        columns = {**columns, "error": errors}
     batch = batch_of(endpoint, plan, columns)
     if not len(batch):
         raise MeasurementError(f"{plan.name}: the stage ended before its warm-up did; nothing was measured")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.columns import let_go, pieces
 from harness.endpoint import Endpoint
 from harness.load.recording import ERRORS, count_errors
 from harness.load.runner import StageResult
@@ -46,8 +47,9 @@ def measured_window(plan: Plan) -> tuple[int, int]:
 def batch_of(endpoint: Endpoint, plan: Plan, columns: Columns) -> SampleBatch:
     """The rows that were due in the measured window."""
     start, end = measured_window(plan)
+    due = columns["due_ns"]  # ascending
     # What is due at the very end of a trace belongs to it.
-    measured = (columns["due_ns"] >= start) & (columns["due_ns"] <= end)
+    measured = slice(int(np.searchsorted(due, start)), int(np.searchsorted(due, end, side="right")))
     names = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns", "status", "bytes", "error")
     return SampleBatch(
         service=endpoint.service,
@@ -71,16 +73,19 @@ def summarize_stage(
     of the warm-up that ended in it makes up for one that ended after it. ``warmed_s`` was spent before the stage until
     the service was steady; None says that it never was."""
     start, end = measured_window(plan)
-    done, error = columns["done_ns"], columns["error"]
-    completed = int(((done >= start) & (done < end) & (error == 0)).sum())
-    errors = int((batch.error != 0).sum())
+    seconds = (end - start) / 1e9
+    completed = _completed(columns, start, end)
+    failed = batch.error != 0
+    errors = int(failed.sum())
+    bounds = [objective for objective in plan.objectives if objective.bounds_latency_above]
     latency = batch.latency_s
-    taken = batch.dispatched_ns >= 0
-    from_dispatch = (batch.done_ns[taken] - batch.dispatched_ns[taken]) / 1e9
+    goodputs = {item.text: goodput(latency, failed, item.threshold, seconds) for item in bounds}
+    latency.sort()
+    from_dispatch = batch.from_dispatch_s
+    from_dispatch.sort()
     unsteady = "the service did not become steady while it was warmed up" if warmed_s is None else ""
     reason = unsteady or invalid_reason(plan, latency, from_dispatch, stage)
-    seconds = (end - start) / 1e9
-    bounds = [objective for objective in plan.objectives if objective.bounds_latency_above]
+    del from_dispatch  # long samples are large
     return LoadResult(
         service=endpoint.service,
         step=plan.name,
@@ -96,9 +101,7 @@ def summarize_stage(
         errors=errors,
         errors_by_class=count_errors(batch.error),
         achieved_rate_per_s=completed / seconds,
-        goodput_per_s={
-            objective.text: goodput(latency, batch.error != 0, objective.threshold, seconds) for objective in bounds
-        },
+        goodput_per_s=goodputs,
         streaming=_streaming(columns, stage, start, end, seconds),
         latency_s=summarize(latency),
         latency_ci_s=percentile_intervals(latency),
@@ -134,14 +137,25 @@ def _streaming(
     }
 
 
+def _completed(columns: Columns, start_ns: int, end_ns: int) -> int:
+    """Requests that ended within the window, without an error."""
+    done, error, count = columns["done_ns"], columns["error"], 0
+    for part in pieces(done.size):
+        count += int(((done[part] >= start_ns) & (done[part] < end_ns) & (error[part] == 0)).sum())
+    let_go(done)
+    return count
+
+
 def _summary(values: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Sorts ``values`` in place."""
+    values.sort()
     return summarize(values) if values.size else {}
 
 
 def invalid_reason(
     plan: Plan, latency_s: npt.NDArray[np.float64], from_dispatch_s: npt.NDArray[np.float64], stage: StageResult
 ) -> str:
-    """Why the result must not be believed; empty when it may be.
+    """Why the result must not be believed; empty when it may be. Both samples are ascending.
 
     The generator's lateness is in every latency. It matters where it moves a percentile out of that percentile's own
     confidence interval, and noticeably; the percentile then says as much about this machine as about the server.

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import psutil
 import pytest
 import trustme
+import uvloop
 
+from harness.columns import WHOLE_PAGES_ROWS
 from harness.load.arrivals import due_times, steady
 from harness.load.job import ID_PLACEHOLDER, Job, Request
-from harness.load.recording import ERRORS
-from harness.load.runner import Control, Progress, StageResult, WorkerError, run_stage
+from harness.load.recording import COLUMNS, ERRORS, TIMES
+from harness.load.runner import Control, Progress, StageResult, WorkerError, run_stage, write_task
 from tests.helpers import free_port, processes_mentioning, scripted_server, wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -62,6 +69,30 @@ def keep_alive(answer: bytes = OK, delay_s: float = 0.0) -> Any:
             data = connection.recv(65536)
 
     return serve
+
+
+class _AtOnce(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(OK * data.count(b"POST "))
+
+
+@contextlib.contextmanager
+def answering_at_once() -> Iterator[int]:
+    """A server that is faster than one thread a connection."""
+    loop = uvloop.new_event_loop()
+    server = loop.run_until_complete(loop.create_server(_AtOnce, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield int(server.sockets[0].getsockname()[1])
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        server.close()
+        loop.close()
 
 
 def test_open_loop_sends_what_was_planned_when_it_was_due() -> None:
@@ -341,6 +372,40 @@ def test_closed_loop_is_shared_by_processes() -> None:
         result = stage(port, concurrency=5, duration_s=1.0, processes=2)
     assert set(errors(result)) == {""}
     assert len(set(result.columns["row"].tolist())) == result.columns["row"].size > 100
+
+
+@pytest.mark.parametrize("fields", [{"concurrency": 8}, {"rate_per_s": 9000.0}])
+def test_rows_that_leave_the_memory_of_a_long_stage_are_all_there_at_its_end(fields: dict[str, Any]) -> None:
+    with answering_at_once() as port:
+        result = stage(port, duration_s=9.0, rows_in_memory=0, timeout_s=5.0, check_every=1000, **fields)
+    columns = result.columns
+    assert columns["row"].size > 2 * WHOLE_PAGES_ROWS, "too few for anything to have been written down on the way"
+    assert np.array_equal(columns["row"], np.arange(columns["row"].size))
+    assert errors(result) == {"": columns["row"].size}
+    assert np.all(np.diff(columns["due_ns"]) >= 0)
+    for earlier, later in itertools.pairwise(TIMES):
+        assert np.all(columns[earlier] <= columns[later])
+    assert sorted(result.answers) == list(range(0, columns["row"].size, 1000))
+
+
+def test_full_disk_ends_a_stage_with_what_to_do(tmp_path: Path) -> None:
+    job = job_for(1, timeout_s=1.0)
+    due_ns = np.zeros(10, np.int64)
+    write_task(tmp_path, job, [b"hello"], due_ns)
+    (tmp_path / "columns").mkdir()
+    for name in COLUMNS:
+        (tmp_path / "columns" / name).symlink_to("/dev/full")
+    worker = [sys.executable, "-m", "harness.load.worker", str(tmp_path)]
+    with subprocess.Popen(worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"%d\n" % time.monotonic_ns())
+        process.stdin.flush()
+        assert process.wait(10) == 1
+        words = process.stderr.read().decode()
+    assert "could not write what was measured" in words
+    assert "No space left on device" in words
+    assert "TMPDIR" in words
 
 
 def test_thinking_clients_ask_less_often() -> None:
