@@ -218,6 +218,8 @@ class LoadResult:
     checked_answers: int
     samples: str
     seed: int
+    started_s: float | None = None
+    """The stage's start on the clock of ``TimelineEvent.monotonic_s``; samples count from there."""
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import gzip
 import json
 from typing import Any
 
 from markupsafe import Markup
 
-from harness.records import CheckResult, LoadResult, Outcome, SampleBatch, to_json
+from harness.records import CheckResult, Outcome, to_json
 from harness.runstore import Run
 from harness.units import format_duration
 from harness.verdict import Verdict, describe, tally
 from reports import comparisons, tables
 from reports.pages import pages_environment
+from reports.palette import dark_variables
 from reports.signoff import sign_off
+from reports.stages import StageView
 from reports.terminal import streaming_lines
 
 
@@ -27,6 +31,7 @@ def _environment() -> Any:
         tally_text=tables.tally_text,
         latency_cell=tables.latency_cell,
         load_title=tables.load_title,
+        stage_label=tables.stage_label,
         errors_text=tables.errors_text,
         parity_cells=tables.parity_cells,
         levels=tables.LEVELS,
@@ -42,50 +47,67 @@ def _environment() -> Any:
     return environment
 
 
-def _evidence(checks: list[CheckResult]) -> Markup:
-    """What a click shows, as JSON that can stand inside a script element whatever a server has sent."""
+def _evidence(checks: list[CheckResult]) -> str:
+    """What a click shows: JSON, compressed, as most of it repeats itself, and in base64, which cannot leave the element
+    that it stands in, whatever a server has sent."""
     data = [{**to_json(check), "state": tables.state_of(check)} for check in checks]
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))  # noqa: S704
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "backslashreplace"), mtime=0)).decode()
 
 
-def _plots() -> Any:
-    """Matplotlib takes its time, and most commands plot nothing."""
-    from reports import plots
+def _contents(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """The parts that there are: an anchor and a title each."""
+    found = [
+        (place, title)
+        for place, title, there in (
+            ("failed", "What failed", values["failures"]),
+            ("services", "Services", values["rows"]),
+            ("conformance", "Conformance", values["matrix"]),
+            ("known", "Known deviations", values["known"]),
+            ("parity", "Parity", values["parity"] or values["skipped_parity"]),
+        )
+        if there
+    ]
+    found += [(f"capacity-{n}", f"Capacity of {row.service}") for n, (row, _) in enumerate(values["capacities"], 1)]
+    if values["loads"]:
+        found.append(("load", "Load"))
+    found += [
+        (f"compare-{n}", f"{part.variant} beside {part.baseline}")
+        for n, (part, _) in enumerate(values["comparisons"], 1)
+    ]
+    found += [(f"cluster-{n}", f"{part.title} of {part.service}") for n, (part, _) in enumerate(values["parts"], 1)]
+    return [*found, ("how", "How this was measured")]
 
-    return plots
 
+def html(run: Run, verdict: Verdict, views: list[StageView]) -> tuple[str, dict[str, bytes]]:
+    """The page, and its plots as files. ``views`` are of the stages that have samples."""
+    from reports import plots  # matplotlib takes its time, and most commands plot nothing
+    from reports.drawings import Drawings
 
-def _cluster_plot(part: tables.ClusterPart, stage: tuple[LoadResult, SampleBatch] | None) -> Markup:
-    """Empty where there is nothing to plot."""
-    if part.series is None:
-        return Markup()
-    if part.series.kind == "replicas":
-        return Markup(_plots().replicas(part.series, stage[1] if stage else None))  # noqa: S704 - our own SVG
-    if part.series.kind == "cold-start":
-        return Markup(_plots().waterfall(part.series))  # noqa: S704
-    return Markup(_plots().split(part.series))  # noqa: S704
+    drawings = Drawings()
+    by_step = {view.load.step: view for view in views}
 
+    def of_cluster(part: tables.ClusterPart) -> Markup:
+        """Empty where there is nothing to plot."""
+        if part.series is None:
+            return Markup()
+        if part.series.kind == "replicas":
+            figure, label = (
+                plots.replicas(part.series, by_step.get(part.step)),
+                "Pods, offered load and latency over time",
+            )
+        elif part.series.kind == "cold-start":
+            figure, label = plots.waterfall(part.series), "Cold starts by phase"
+        else:
+            figure, label = plots.split(part.series), "The candidate's share of the traffic over time"
+        return drawings.add(part.step, label, figure)
 
-def html(run: Run, verdict: Verdict) -> str:
-    stages = []
-    for load in tables.stages(run):
-        batch = run.samples(load)
-        if batch is not None and len(batch):
-            stages.append((load, batch))
     services = tables.conformance_services(run)
     cards = tables.scorecard(run)
-    runtimes = {check.service: check.runtime for check in run.checks}
     places = {id(check): index for index, check in enumerate(run.checks)}
-    failures = [check for check in run.checks if check.fails_run]
-    curves: str | Markup = ""
-    over_time: str | Markup = ""
-    if stages:
-        curves = Markup(_plots().percentile_curves(stages))  # noqa: S704 - our own SVG
-        over_time = Markup(_plots().timelines(stages))  # noqa: S704
-    batches = {load.step: (load, batch) for load, batch in stages}
+    parity = [check for check in run.checks if check.suite == "parity"]
     values: dict[str, Any] = {
-        "parts": [(part, _cluster_plot(part, batches.get(part.step))) for part in tables.cluster_parts(run)],
+        "parts": [(part, of_cluster(part)) for part in tables.cluster_parts(run)],
         "run": run,
         "info": run.info,
         "verdict": verdict,
@@ -95,33 +117,44 @@ def html(run: Run, verdict: Verdict) -> str:
         "cards": cards,
         "profiles": tables.score_profiles(cards),
         "services": services,
-        "runtimes": runtimes,
+        "runtimes": {check.service: check.runtime for check in run.checks},
         "place": lambda check: places[id(check)],
-        "failures": failures,
+        "failures": [check for check in run.checks if check.fails_run],
         "known": tables.deviation_groups(run),
         "others": [check for check in run.checks if check.suite == "load"],
         "parity": tables.parity_groups(run),
-        "parity_checks": {
-            (check.step, check.service, check.id.removeprefix("parity.")): check
-            for check in run.checks
-            if check.suite == "parity"
-        },
-        "skipped_parity": [
-            check for check in run.checks if check.suite == "parity" and check.outcome is Outcome.SKIPPED
-        ],
+        "parity_checks": {(check.step, check.service, check.id.removeprefix("parity.")): check for check in parity},
+        "skipped_parity": [check for check in parity if check.outcome is Outcome.SKIPPED],
         "loads": tables.stages(run),
         "capacities": [
-            (row, Markup(_plots().capacity_curve(row.trials, row.knee)))  # noqa: S704
+            (row, drawings.add(row.step, "Latency by offered rate", plots.capacity_curve(row.trials, row.knee)))
             for row in tables.capacity_rows(run)
         ],
         "beside": tables.beside_rows(run),
         "comparisons": [
-            (part, Markup(_plots().ratios(part.rows)))  # noqa: S704
+            (part, drawings.add(f"{part.step}-{part.variant}", "Ratios with their intervals", plots.ratios(part.rows)))
             for part in comparisons.comparison_parts(run)
         ],
-        "curves": curves,
-        "timelines": over_time,
+        "curves": "",
+        "distributions": "",
+        "timelines": [
+            (view, drawings.add(f"{view.load.step}-timeline", f"{view.load.step} over time", plots.timeline(view)))
+            for view in views
+        ],
+        "links": {load.step: tables.data_links(run, load) for load in run.loads},
+        "scenario": _text_of(run, "scenario.yaml"),
         "signed": sign_off(run),
         "evidence": _evidence(run.checks),
+        "dark_plots": Markup(dark_variables()),  # noqa: S704 - our own colours
     }
-    return str(_environment().get_template("report.html.j2").render(values))
+    if views:
+        curves, spread = plots.percentile_curves(views), plots.distributions(views)
+        values["curves"] = drawings.add("percentiles", "Latency by percentile for each load stage", curves)
+        values["distributions"] = drawings.add("distributions", "Distribution of latencies for each load stage", spread)
+    values["contents"] = _contents(values)
+    return str(_environment().get_template("report.html.j2").render(values)), drawings.files
+
+
+def _text_of(run: Run, name: str) -> str:
+    path = run.directory / name
+    return path.read_text() if path.exists() else ""

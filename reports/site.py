@@ -11,6 +11,7 @@ from harness.runstore import Run
 from harness.units import format_duration
 from harness.verdict import judge, tally
 from reports.pages import pages_environment
+from reports.palette import dark_variables
 from reports.tables import LEVELS, score_profiles, scorecard
 
 
@@ -29,7 +30,9 @@ class RunRow:
 def site(runs: list[Run], trends: list[Trend], problems: list[str], title: str) -> dict[str, str | bytes]:
     """``index.html`` and a copy of each run's report."""
     from reports import plots
+    from reports.drawings import Drawings
 
+    drawings = Drawings(png=False)
     pages: dict[str, str | bytes] = {}
     rows = []
     for run in reversed(runs):
@@ -49,7 +52,14 @@ def site(runs: list[Run], trends: list[Trend], problems: list[str], title: str) 
                 place if report.exists() else "",
             )
         )
-    drawn = [(item, Markup(plots.trend(item)), text_of(item)) for item in trends]  # noqa: S704 - our own SVG
+    drawn = [
+        (
+            item,
+            drawings.add(f"trend-{n}", f"{item.title} over {len(item.points)} runs", plots.trend(item)),
+            text_of(item),
+        )
+        for n, item in enumerate(trends)
+    ]
     scored = next((run for run in reversed(runs) if scorecard(run)), None)
     cards = scorecard(scored) if scored is not None else []
     values = {
@@ -63,6 +73,7 @@ def site(runs: list[Run], trends: list[Trend], problems: list[str], title: str) 
         "levels": LEVELS,
         "scored": scored.directory.name if scored is not None else "",
         "newest": rows[0],
+        "dark_plots": Markup(dark_variables()),  # noqa: S704 - our own colours
     }
     pages["index.html"] = str(pages_environment().get_template("site.html.j2").render(values))
     return pages

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import quote
 
 from harness.records import CheckResult, LoadResult, Measurement, Outcome, ParityResult, Series
 from harness.runstore import Run
@@ -338,6 +340,26 @@ def capacity_rows(run: Run) -> list[CapacityRow]:
 def load_title(load: LoadResult) -> str:
     generators = f", {load.generators} generators" if load.generators > 1 else ""
     return f"{load.offered}, {load.protocol}{generators}"
+
+
+def data_links(run: Run, load: LoadResult) -> list[tuple[str, str]]:
+    """What there is of a stage to download, beside the report: a name and a place in the run directory."""
+    stem = PurePosixPath(load.samples).stem
+    named = [
+        ("samples (Parquet)", load.samples),
+        ("by the second (CSV)", f"timelines/{stem}.csv"),
+        ("histogram log", f"timelines/{stem}.hlog"),
+    ]
+    return [(name, quote(place)) for name, place in named if load.samples and (run.directory / place).exists()]
+
+
+def stage_label(load: LoadResult) -> str:
+    """How legends call a stage."""
+    return (
+        f"{load.step} ({load.runtime})"
+        if load.service in load.step
+        else f"{load.step}: {load.service} ({load.runtime})"
+    )
 
 
 def latency_cell(load: LoadResult, name: str) -> tuple[str, str]:

@@ -8,11 +8,13 @@ from pathlib import Path
 from harness.errors import RunStoreError
 from harness.runstore import Run, read_run, write_atomic
 from harness.verdict import Verdict, judge
+from reports.histogram import histogram_log
 from reports.html import html
 from reports.junit import junit
 from reports.markdown import markdown
 from reports.results import results
-from reports.series import histogram_log, per_second
+from reports.stages import StageView, view
+from reports.tables import stages
 
 
 def write_reports(directory: Path) -> Verdict:
@@ -22,20 +24,35 @@ def write_reports(directory: Path) -> Verdict:
     write_atomic(directory / "results.json", json.dumps(results(run, verdict), indent=1, ensure_ascii=False) + "\n")
     write_atomic(directory / "junit.xml", junit(run, verdict))
     write_atomic(directory / "summary.md", markdown(run, verdict))
-    write_atomic(directory / "report.html", html(run, verdict))
-    _write_series(run)
+    page, plots = html(run, verdict, _stages(run))
+    write_atomic(directory / "report.html", page)
+    for name, content in plots.items():
+        _write_below(directory, name, content)
     return verdict
 
 
-def _write_series(run: Run) -> None:
+def _stages(run: Run) -> list[StageView]:
+    """Views of the stages that the report shows; every stage's timeline is written on the way, so that its samples,
+    which may be many, are read once and by one stage at a time."""
+    shown = {id(load) for load in stages(run)}
+    views = []
     for load in run.loads:
         batch = run.samples(load)
-        if batch is None or not len(batch):
+        if batch is None:
             continue
-        place = run.directory / "timelines" / Path(load.samples).stem
-        try:
-            place.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunStoreError(f"could not create {place.parent}: {error.strerror}") from error
-        write_atomic(place.with_suffix(".csv"), per_second(batch).to_csv(index=False, float_format="%.9g"))
-        write_atomic(place.with_suffix(".hlog"), histogram_log(load, batch))
+        one = view(load, batch, run.events)
+        stem = Path(load.samples).stem
+        _write_below(run.directory, f"timelines/{stem}.csv", one.seconds.to_csv(index=False, float_format="%.9g"))
+        _write_below(run.directory, f"timelines/{stem}.hlog", histogram_log(load, batch))
+        if id(load) in shown:
+            views.append(one)
+    return views
+
+
+def _write_below(directory: Path, name: str, content: str | bytes) -> None:
+    path = directory / name
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise RunStoreError(f"could not create {path.parent}: {error.strerror}") from error
+    write_atomic(path, content)

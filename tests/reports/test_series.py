@@ -10,7 +10,8 @@ from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 
 from harness.records import SampleBatch
-from reports.series import histogram_log, per_second
+from reports.histogram import histogram_log
+from reports.stages import per_second
 from tests.records import load_result
 
 

@@ -116,6 +116,7 @@ def summarize_stage(
         checked_answers=len(stage.answers),
         samples=samples_name,
         seed=plan.seed,
+        started_s=stage.start_ns / 1e9 if stage.start_ns else None,
     )
 
 
