@@ -21,6 +21,7 @@ _GROUPS = {
 _COMMANDS = {
     "history": ("harness.cli_history", "history_command"),
     "site": ("harness.cli_history", "site_command"),
+    "samples": ("harness.cli_samples", "samples_command"),
     "compare": ("harness.cli_compare", "compare_command"),
     "lint": ("harness.cli_checks", "lint_command"),
     "preflight": ("harness.cli_checks", "preflight_command"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -410,6 +411,11 @@ def worker(
     raise typer.Exit(serve(address, once))
 
 
+class Schema(StrEnum):
+    SCENARIO = "scenario"
+    RESULTS = "results"
+
+
 @app.command()
 def report(
     directory: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
@@ -431,6 +437,13 @@ def report(
 
 
 @app.command()
-def schema() -> None:
-    """Prints the JSON schema of scenario files."""
-    emit_json("-", json_schema())
+def schema(
+    of: Annotated[Schema, typer.Argument(metavar="[scenario|results]", help="which one")] = Schema.SCENARIO,
+) -> None:
+    """Prints a JSON schema: of scenario files, or of results.json."""
+    if of is Schema.RESULTS:
+        from reports.results_schema import results_schema
+
+        emit_json("-", results_schema())
+    else:
+        emit_json("-", json_schema())

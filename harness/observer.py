@@ -8,6 +8,11 @@ from harness.records import Record
 
 
 class Observer(Protocol):
+    @property
+    def live(self) -> bool:
+        """Whether somebody sees each status as it comes, so that it may cost a little."""
+        ...
+
     def phase(self, text: str) -> None:
         """A part of the run begins."""
 

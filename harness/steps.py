@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from harness.deployed import Deployed
 from harness.endpoint import Endpoint
 from harness.errors import UsageError
-from harness.load.runner import Progress
+from harness.live import Live
 from harness.observer import Observer
 from harness.records import Measurement, Record, TimelineEvent
 from harness.runstore import RunStore
@@ -110,25 +110,35 @@ def records_of(
         return _on_cluster(step, name, target.on_cluster(step.suite), seed, observer)
     if isinstance(step, CompareStep):
         return _compare(step, name, target, seed, observer)
+    return _loaded(step, name, target, seed, samples_name, observer)
+
+
+async def _loaded(
+    step: LoadStep | CapacityStep | AutoscalingStep,
+    name: str,
+    target: Target,
+    seed: int,
+    samples_name: Callable[[str], str],
+    observer: Observer,
+) -> AsyncIterator[Record]:
     plan = load_plan(step, name, seed)
     total_s = plan.lead_in_s + (plan.length_s if step.suite != "capacity" else plan.duration_s)
-
-    def show(progress: Progress) -> None:
-        observer.status(
-            f"{name}: {min(progress.elapsed_s, total_s):.0f} of {total_s:.0f} s, {progress.done} done,"
-            f" {progress.errors} errors, {progress.in_flight} in flight"
-        )
-
+    live = Live(name, total_s, observer.status)
+    endpoint, show = target.endpoint, live.show
+    stage: AsyncIterator[Record]
     if isinstance(step, AutoscalingStep):
         course = Course(plan, step.scale_out_within, step.back_within, step.zero_within, step.overshoot)
-        return autoscaling(target.on_cluster(step.suite), course, samples_name(name), show)
-    if step.suite == "load" and step.published is not None:
+        stage = autoscaling(target.on_cluster(step.suite), course, samples_name(name), show)
+    elif isinstance(step, CapacityStep):
+        search = Search(plan, step.start, step.most, step.tolerance, step.repeats)
+        stage = capacity(endpoint, search, samples_name, show, observer.note, target.within)
+    else:
         stage = load(endpoint, plan, samples_name(name), show, observer.note, target.within)
-        return _beside(step.published, name, endpoint, stage)
-    if step.suite == "load":
-        return load(endpoint, plan, samples_name(name), show, observer.note, target.within)
-    search = Search(plan, step.start, step.most, step.tolerance, step.repeats)
-    return capacity(endpoint, search, samples_name, show, observer.note, target.within)
+        if step.published is not None:
+            stage = _beside(step.published, name, endpoint, stage)
+    async with live.counting_pods(target.deployed if observer.live else None):
+        async for record in stage:
+            yield record
 
 
 def _compare(step: CompareStep, name: str, target: Target, seed: int, observer: Observer) -> AsyncIterator[Record]:

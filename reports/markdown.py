@@ -39,7 +39,21 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [*lines, *("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows), ""]
 
 
+MOST_BYTES = 1_000_000
+"""GitHub shows a job summary of at most 1 MiB, and none at all of a larger one."""
+
+
 def markdown(run: Run, verdict: Verdict) -> str:
+    """Cut at the end of a line where it is larger than a job summary may be: the verdict and its reasons come first."""
+    text = _whole(run, verdict)
+    data = text.encode()
+    if len(data) <= MOST_BYTES:
+        return text
+    kept = data[: data.rindex(b"\n", 0, MOST_BYTES)].decode()
+    return f"{kept}\n\nThe rest ({len(data) - MOST_BYTES} bytes) is in report.html and results.json.\n"
+
+
+def _whole(run: Run, verdict: Verdict) -> str:
     info = run.info
     lines = [f"# {info.get('name')}: {verdict.word}", ""]
     lines += [f"Started {info.get('started')}, exit code {verdict.exit_code}, seed {info.get('seed')}.", ""]

@@ -7,6 +7,7 @@ from typing import Any
 from harness.records import CheckResult, LoadResult, to_json
 from harness.runstore import Run
 from harness.verdict import Verdict
+from reports.results_schema import VERSION
 from reports.tables import LEVELS, scorecard
 
 
@@ -40,7 +41,9 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def results(run: Run, verdict: Verdict) -> dict[str, Any]:
+    """As ``servecert schema results`` describes it."""
     return {
+        "schema_version": VERSION,
         **verdict_json(verdict),
         "run": run.info,
         "checks": [check_json(check) for check in run.checks],

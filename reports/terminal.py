@@ -17,6 +17,8 @@ from reports.comparisons import ratio_text, title_of, verdict_text
 from reports.tables import CLUSTER_SUITES, COLUMN_TITLES, errors_text, load_title, service_rows, state_of, tally_text
 
 SHOWN = 12
+QUIET_S = 30.0
+"""Where the output is no terminal, a status is shown when nothing else was for so long."""
 LONGEST_REQUEST = 600
 MOST_ASKED = (".last_answer", ".rollback.lossless", ".no_traffic")
 """Failures listed under a step; the report has them all."""
@@ -35,7 +37,7 @@ class Terminal:
         self._lines: list[str] = []
         self._loads: list[LoadResult] = []
         self._cluster: list[CheckResult] = []
-        self._started = time.monotonic()
+        self._started = self._said = time.monotonic()
 
     def __enter__(self) -> Terminal:
         if not self.quiet and self.console.is_terminal:
@@ -50,6 +52,10 @@ class Terminal:
 
     # harness.observer.Observer
 
+    @property
+    def live(self) -> bool:
+        return self._status is not None
+
     def phase(self, text: str) -> None:
         if self._status:
             self._status.update(escape(text))
@@ -59,6 +65,8 @@ class Terminal:
     def status(self, text: str) -> None:
         if self._status:
             self._status.update(escape(text))
+        elif not self.quiet and time.monotonic() - self._said > QUIET_S:
+            self._line(f"[dim]{self._clock()}[/] {escape(text)}")  # a log, too, shows that something goes on
 
     def note(self, text: str) -> None:
         if not self.quiet:
@@ -116,6 +124,7 @@ class Terminal:
         return f"{time.monotonic() - self._started:6.1f}s"
 
     def _line(self, markup: str) -> None:
+        self._said = time.monotonic()
         self.console.print(markup, highlight=False, soft_wrap=True)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from harness.runstore import read_run
-from tests.helpers import servecert
+from tests.helpers import ROOT, servecert
 
 
 @pytest.mark.runtime
@@ -33,4 +34,6 @@ def test_quickstart_passes_with_exactly_the_known_deviations(tmp_path: Path) -> 
     html = (out / "report.html").read_text()
     assert "mlserver@1.7.1" in html
     assert "kserve@0.21.0" in html
-    assert json.loads((out / "results.json").read_text())["passed"] is True
+    results = json.loads((out / "results.json").read_text())
+    assert results["passed"] is True
+    jsonschema.validate(results, json.loads((ROOT / "reports" / "results.schema.json").read_text()))

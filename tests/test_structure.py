@@ -17,6 +17,7 @@ TOP = {
     "cli_cluster",
     "cli_compare",
     "cli_history",
+    "cli_samples",
     "cli_tools",
     "engine",
     "session",
@@ -43,7 +44,7 @@ def files(folder: str) -> list[Path]:
 @pytest.mark.parametrize(
     ("folder", "allowed"),
     [
-        ("harness/load", ("harness.load",)),
+        ("harness/load", ("harness.load", "harness.columns")),
         ("harness/protocol", ("harness.protocol", "harness.errors", "harness.records")),
         ("scenarios", ("scenarios", "harness")),
         ("cluster", ("cluster", "harness")),

@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from harness.columns import open_columns, together
 from harness.load.job import DUE, Job
+from harness.load.sketch import percentile_of
 
 READY_S = 30.0
 STOP_S = 5.0
@@ -33,10 +35,22 @@ class WorkerError(Exception):
 
 @dataclass(frozen=True)
 class Progress:
+    """``bins`` counts latencies so far, as ``harness.load.sketch`` has them; in a line of one generator, those since
+    its last line."""
+
     elapsed_s: float
     done: int
     errors: int
     in_flight: int
+    bins: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, said: Mapping[str, Any]) -> Progress:
+        """From a generator's line of JSON."""
+        return cls(**{**said, "bins": {int(place): int(count) for place, count in said["bins"]}})
+
+    def percentile_s(self, q: float) -> float | None:
+        return percentile_of(self.bins, q)
 
 
 @dataclass(frozen=True)
@@ -83,9 +97,11 @@ class Together:
     def __init__(self, progress: Callable[[Progress], None]) -> None:
         self._progress = progress
         self._seen: dict[int, Progress] = {}
+        self._bins: Counter[int] = Counter()
 
     def part(self, place: int, one: Progress) -> None:
         self._seen[place] = one
+        self._bins.update(one.bins)
         parts = list(self._seen.values())
         self._progress(
             Progress(
@@ -93,6 +109,7 @@ class Together:
                 sum(part.done for part in parts),
                 sum(part.errors for part in parts),
                 sum(part.in_flight for part in parts),
+                dict(self._bins),
             )
         )
 
@@ -245,7 +262,7 @@ class _Worker:
         assert self.process.stdout is not None
         self.process.stdin.write(b"%d\n" % start_ns)
         async for line in self.process.stdout:
-            progress(Progress(**json.loads(line)))
+            progress(Progress.read(json.loads(line)))
         await self.process.wait()
         if self.process.returncode != 0 or not (self.directory / "summary.json").exists():
             await self._failed()

@@ -32,11 +32,13 @@ from harness.load.http1 import Pool, encode
 from harness.load.job import DUE, Job
 from harness.load.recorder import Recorder, abandon
 from harness.load.recording import Columns
+from harness.load.sketch import bins_of
 from harness.load.template import Template
 from harness.load.timer import Timer
 
 SWEEP_S = 0.02
 REPORT_S = 0.5
+SEEN_ROWS = 2048
 WRITE_S = 0.5
 AWAKE_NS = 150_000
 AWAKE_SHARE = 0.08
@@ -73,6 +75,8 @@ class Stage:
         """Rows dispatched so far."""
         self.failure: OSError | None = None
         """Why what was measured could not be written down."""
+        self.reported = 0
+        """Rows that reports have told of."""
         self.thinking = 0
         """Clients of a closed loop between two requests."""
         self.deadlines: deque[int] = deque()
@@ -266,8 +270,18 @@ class Stage:
             "done": recorder.done,
             "errors": recorder.errors,
             "in_flight": self.count - recorder.done,
+            "bins": list(self._recent().items()),
         }
         print(json.dumps(line), flush=True)
+
+    def _recent(self) -> dict[int, int]:
+        """Latencies of what has ended since the last report; of many, some that stand for all."""
+        columns = self.recorder.columns
+        first = max(self.reported, columns.settled)
+        self.reported = self.deadlines[0] if self.deadlines else self.count
+        every = max(1, (self.reported - first) // SEEN_ROWS)
+        part = slice(first, self.reported, every)
+        return bins_of(columns.done_ns[part] - self.start_ns - columns.due_ns[part], every)
 
 
 class Orders:

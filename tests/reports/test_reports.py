@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import jsonschema
 import numpy as np
 import pytest
 
-from harness.records import Level, Measurement, Outcome, SampleBatch, Series
+from harness.records import Level, Measurement, Outcome, SampleBatch, Series, to_json
 from harness.runstore import Run, RunStore, read_run
 from harness.verdict import judge
+from reports.markdown import markdown
 from reports.signoff import sign_off
 from reports.tables import matrix, scorecard, service_rows
 from reports.write import write_reports
+from tests.helpers import ROOT, servecert
 from tests.records import check, load_result
 
 HOSTILE = "</script><script>alert(1)</script>\x00\x1b[31m"
@@ -176,3 +180,52 @@ def test_sign_off_names_what_was_run_and_ties_the_summary_to_its_records(tmp_pat
     lines = (directory / "checks.jsonl").read_text().splitlines(keepends=True)
     (directory / "checks.jsonl").write_text("".join(lines[:-1]))
     assert dict(sign_off(read_run(directory)).facts)["records, SHA-256"] != facts["records, SHA-256"]
+
+
+def validator() -> jsonschema.Draft202012Validator:
+    published = json.loads((ROOT / "reports" / "results.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(published)
+    return jsonschema.Draft202012Validator(published)
+
+
+def test_published_schema_of_results_is_current() -> None:
+    current = json.loads(servecert("schema", "results").stdout)
+    published = json.loads((ROOT / "reports" / "results.schema.json").read_text())
+    assert published == current, "run: servecert schema results > reports/results.schema.json"
+
+
+def test_results_are_as_their_schema_says(directory: Path, tmp_path: Path) -> None:
+    write_reports(cluster_run(tmp_path / "cluster"))
+    for place in (directory, tmp_path / "cluster"):
+        data = json.loads((place / "results.json").read_text())
+        validator().validate(data)
+        assert data["schema_version"] == 1
+    data["checks"][0].pop("outcome")
+    with pytest.raises(jsonschema.ValidationError):
+        validator().validate(data)
+
+
+def test_infinite_numbers_are_within_the_schema(directory: Path) -> None:
+    data = json.loads((directory / "results.json").read_text())
+    data["measurements"] = [to_json(Measurement("a", math.inf, "s", 1)), to_json(Measurement("b", math.nan, "s", 1))]
+    validator().validate(data)
+    data["measurements"][0]["value"] = "many"
+    with pytest.raises(jsonschema.ValidationError):
+        validator().validate(data)
+
+
+def test_summary_fits_a_job_summary(tmp_path: Path) -> None:
+    checks = [
+        check(f"rest.infer.n{number}", Outcome.FAILED, service=f"svc-{number}", deviation="because " + "ü" * 400)
+        for number in range(3000)
+    ]
+    run = Run(
+        tmp_path,
+        {"services": {}, "host": {"system": "", "cpu_count": 1, "memory_bytes": 1, "python": ""}, "versions": {}}
+        | {"command": [], "seed": 1, "started": "", "finished": "", "name": "large"},
+        checks=checks,
+    )
+    text = markdown(run, judge(run))
+    assert 900_000 < len(text.encode()) < 1 << 20
+    assert text.startswith("# large: ")
+    assert "is in report.html and results.json" in text.splitlines()[-1]

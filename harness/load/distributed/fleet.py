@@ -114,7 +114,7 @@ class Fleet:
             while True:
                 said = await self._line()
                 if "progress" in said:
-                    together.part(said["place"], Progress(**said["progress"]))
+                    together.part(said["place"], Progress.read(said["progress"]))
                 elif "workers" in said:
                     self.count = said["workers"]
                 elif "failed" in said:

@@ -1,0 +1,254 @@
+"""Numbers of a report, worked out once more from the raw samples by other code: pandas on the CSV and Parquet files.
+
+Nearest rank is pandas' quantile with ``interpolation="higher"`` at (n q - 1) / (n - 1) places, which is written out
+here as the rank itself.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.endpoint import Endpoint
+from harness.load.recording import ERRORS
+from harness.load.runner import StageResult
+from harness.records import LoadResult
+from harness.runstore import RunStore, read_run
+from harness.slo import parse_slo
+from harness.units import format_duration
+from reports.junit import junit
+from reports.write import write_reports
+from scenarios.suites.load.plan import Plan
+from scenarios.suites.load.results import batch_of, judge, summarize_stage
+from tests.helpers import servecert
+from tests.records import check
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
+SECONDS, RATE = 20, 100
+SECOND = 10**9
+
+
+def known_columns() -> dict[str, Any]:
+    """A second of warm-up and 20 s at 100/s, evenly spaced. The k-th measured request takes k + 1 µs more than 1 ms, in
+    an order that is drawn; every hundredth fails (reset), every 500th is never answered in time (timeout)."""
+    count = (SECONDS + 1) * RATE
+    due = np.arange(count, dtype=np.int64) * (SECOND // RATE)
+    latency = np.full(count, 5_000_000, np.int64)
+    measured = count - RATE
+    latency[RATE:] = 1_000_000 + 1_000 * (1 + np.random.default_rng(7).permutation(measured))
+    dispatched = due + 20_000
+    sent = dispatched + 10_000
+    done = due + latency
+    error = np.zeros(count, np.int16)
+    error[RATE::100] = ERRORS.index("reset")
+    error[RATE + 50 :: 500] = ERRORS.index("timeout")
+    first = np.where(error == 0, done - 1_000, -1)
+    status = np.where(error == 0, 200, 0).astype(np.int32)
+    size = np.where(error == 0, 160, 0).astype(np.int64)
+    names = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns", "status", "bytes", "error", "row")
+    return dict(zip(names, (due, dispatched, sent, first, done, status, size, error, np.arange(count)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Through everything that lies between a generator and a report."""
+    plan = Plan(
+        name="1-load-svc",
+        duration_s=float(SECONDS),
+        rate_per_s=float(RATE),
+        arrivals="constant",
+        warmup_s=1.0,
+        objectives=(parse_slo("p99 < 2ms"), parse_slo("errors < 5%")),
+    )
+    endpoint = Endpoint(service="svc", runtime="reference@1.0.0", url="http://127.0.0.1:1", model="m")
+    columns = known_columns()
+    stage = StageResult(columns, {0: b"", 1: b""}, 0.25, False, 0.001, start_ns=5 * SECOND)
+    store = RunStore(tmp_path_factory.mktemp("figures") / "run", "figures", seed=1)
+    store.info["services"] = {"svc": {"runtime": "reference@1.0.0", "model": "m", "ready_s": 1.25}}
+    batch = batch_of(endpoint, plan, columns)
+    result = summarize_stage(endpoint, plan, columns, batch, stage, store.samples_name("svc", "1-load-svc"))
+    store.add(batch)
+    store.add(result)
+    for item in judge(endpoint, plan, result, {}, [], [0], 1.0):
+        store.add(item)
+    store.add(check(step="0"))
+    store.finish(0)
+    store.close()
+    write_reports(store.directory)
+    return store.directory
+
+
+@pytest.fixture(scope="module")
+def samples(directory: Path) -> pd.DataFrame:
+    """Of the Parquet file, by pandas."""
+    (path,) = (directory / "samples").glob("*.parquet")
+    return pd.read_parquet(path)
+
+
+def nearest_rank(values: pd.Series[float], q: float) -> float:
+    return float(values.sort_values().iloc[math.ceil(q * len(values)) - 1])
+
+
+def latency_of(samples: pd.DataFrame) -> pd.Series[float]:
+    return (samples["done_ns"] - samples["due_ns"]) / 1e9
+
+
+def load_of(directory: Path) -> dict[str, Any]:
+    (load,) = json.loads((directory / "results.json").read_text())["loads"]
+    assert isinstance(load, dict)
+    return load
+
+
+def test_a_known_sample_gives_known_numbers(directory: Path) -> None:
+    """Latencies are 1.001 ms, 1.002 ms … 3 ms, each once: percentiles can be said beforehand."""
+    load = load_of(directory)
+    assert load["requests"] == 2000
+    assert load["latency_s"]["p50"] == pytest.approx(0.002)
+    assert load["latency_s"]["p90"] == pytest.approx(0.0028)
+    assert load["latency_s"]["p99"] == pytest.approx(0.00298)
+    assert load["latency_s"]["p99_9"] == pytest.approx(0.002998)
+    assert load["latency_s"]["max"] == pytest.approx(0.003)
+    assert load["latency_s"]["mean"] == pytest.approx(0.0020005)
+    assert load["errors_by_class"] == {"reset": 20, "timeout": 4}
+    assert load["send_lag_s"]["p99"] == pytest.approx(20e-6)
+    assert load["service_time_s"]["max"] == pytest.approx(0.00297)
+    for text in ((directory / "report.html").read_text(), (directory / "summary.md").read_text()):
+        for shown in ("2 ms", "2.8 ms", "2.9 ms", "2.98 ms", "3 ms", "24 of 2000 (20 reset, 4 timeout)"):
+            assert shown in text, shown
+
+
+def test_every_number_of_a_stage_comes_out_of_pandas_too(directory: Path, samples: pd.DataFrame) -> None:
+    load, latency = load_of(directory), latency_of(samples)
+    assert load["requests"] == len(samples)
+    for name, q in QUANTILES.items():
+        assert load["latency_s"][name] == pytest.approx(nearest_rank(latency, q), rel=1e-12)
+    assert load["latency_s"]["max"] == pytest.approx(latency.max())
+    assert load["latency_s"]["mean"] == pytest.approx(latency.mean())
+    service, lag = samples["done_ns"] - samples["sent_ns"], samples["dispatched_ns"] - samples["due_ns"]
+    for key, values in (("service_time_s", service), ("send_lag_s", lag)):
+        for name, q in QUANTILES.items():
+            assert load[key][name] == pytest.approx(nearest_rank(values / 1e9, q), rel=1e-9)
+    failed = samples["error"] != 0
+    assert load["errors"] == failed.sum()
+    # What was due in the warm-up and answered in the measured time is no sample, and counts for the throughput.
+    whole = pd.DataFrame(known_columns())
+    window = whole["done_ns"].between(SECOND, (SECONDS + 1) * SECOND, inclusive="left") & (whole["error"] == 0)
+    assert load["achieved_rate_per_s"] == pytest.approx(window.sum() / SECONDS)
+    within = ((latency <= 0.002) & ~failed).sum() / SECONDS
+    assert load["goodput_per_s"] == {"p99 < 2ms": pytest.approx(within)}
+    # Wilson's interval, as its formula has it (Brown, Cai, DasGupta 2001, equation 4).
+    z, n, p = 1.959963984540054, len(samples), failed.mean()
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    expected = [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
+    assert load["error_rate_ci"] == pytest.approx(expected)
+
+
+def test_intervals_of_percentiles_hold_what_they_promise(directory: Path, samples: pd.DataFrame) -> None:
+    """By resampling: 95 % of bootstrap percentiles lie in the interval, within what 2000 resamples tell."""
+    load, latency = load_of(directory), latency_of(samples).to_numpy()
+    drawn = np.sort(np.random.default_rng(1).choice(latency, size=(2000, latency.size)), axis=1)
+    for name in ("p50", "p90", "p99"):
+        low, high = load["latency_ci_s"][name]
+        found = drawn[:, math.ceil(QUANTILES[name] * latency.size) - 1]
+        assert 0.93 <= np.mean((found >= low) & (found <= high)) <= 0.985, name
+
+
+def test_table_by_the_second_comes_out_of_pandas_too(directory: Path, samples: pd.DataFrame) -> None:
+    (path,) = (directory / "timelines").glob("*.csv")
+    table = pd.read_csv(path).set_index("second")
+    samples = samples.assign(
+        latency=latency_of(samples), second=samples["due_ns"] // SECOND, ended=samples["done_ns"] // SECOND
+    )
+    assert table["due"].to_dict() == samples.groupby("second").size().to_dict()
+    fine = samples[samples["error"] == 0].groupby("ended").size().reindex(table.index, fill_value=0)
+    assert table["completed"].tolist() == fine.tolist()
+    for second, rows in samples.groupby("second"):
+        for name, q in QUANTILES.items():
+            assert table.loc[second, f"{name}_s"] == pytest.approx(nearest_rank(rows["latency"], q), rel=1e-8)
+    assert table["in_flight"].iloc[-1] == 0
+
+
+def test_page_and_summary_show_what_pandas_says(directory: Path, samples: pd.DataFrame) -> None:
+    latency = latency_of(samples)
+    expected = [format_duration(nearest_rank(latency, q)) for q in QUANTILES.values()] + [
+        format_duration(latency.max())
+    ]
+    (row,) = [
+        line for line in (directory / "summary.md").read_text().splitlines() if line.startswith("| 1-load-svc | 100")
+    ]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[3:9] == expected
+    page = (directory / "report.html").read_text()
+    load_table = page[page.index('id="load"') : page.index("Objectives and self-checks")]
+    shown = re.findall(r'<td class="num">([^<]+)<', load_table)
+    assert shown[1:7] == expected
+    assert shown[7] == str(len(samples))
+    assert f"<div><b>{len(samples)}</b>requests under load</div>" in page
+    classes = samples["error"].map(dict(enumerate(ERRORS)))
+    for name, count in classes[classes != ""].value_counts().items():
+        share = 100 * count / len(samples)
+        assert re.search(rf'<td>{name}</td><td class="num">{count}</td><td class="num">{share:.3g} %', page), name
+
+
+def test_counts_of_checks_are_those_of_the_records(directory: Path) -> None:
+    lines = [json.loads(line) for line in (directory / "checks.jsonl").read_text().splitlines()]
+    page = (directory / "report.html").read_text()
+    passed = sum(line["outcome"] == "passed" for line in lines)
+    failed = sum(line["outcome"] in ("failed", "error") for line in lines)
+    assert (passed, failed) == (4, 1), "the p99 of 2.98 ms is above its 2 ms"
+    assert f"<div><b>{passed}</b>checks passed</div>" in page
+    assert f"<div><b>{failed}</b>decide against</div>" in page
+    xml = junit(read_run(directory), write_reports(directory))
+    assert f'tests="{len(lines)}"' in xml
+    assert 'failures="1"' in xml
+
+
+def test_samples_as_csv_are_the_same_samples(directory: Path, samples: pd.DataFrame, tmp_path: Path) -> None:
+    listed = servecert("samples", str(directory))
+    assert listed.returncode == 0
+    assert "1-load-svc\tsvc\t2000 requests\tsamples/1-load-svc-svc.parquet" in listed.stdout
+    written = servecert("samples", str(directory), "1-load-svc")
+    table = pd.read_csv(io.StringIO(written.stdout), keep_default_na=True)
+    assert len(table) == len(samples)
+    for name in ("due_ns", "dispatched_ns", "sent_ns", "done_ns", "status", "bytes"):
+        assert table[name].tolist() == samples[name].tolist()
+    assert table["first_byte_ns"].isna().sum() == (samples["first_byte_ns"] < 0).sum() == 24
+    assert table["latency_s"].to_numpy() == pytest.approx(latency_of(samples).to_numpy())
+    assert table["error"].fillna("").tolist() == [ERRORS[kind] for kind in samples["error"]]
+    copied = servecert("samples", str(directory), "1-load-svc", "--format", "parquet", "--out", str(tmp_path / "copy"))
+    assert copied.returncode == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "copy"), samples)
+    unknown = servecert("samples", str(directory), "nothing")
+    assert unknown.returncode == 2
+    assert "no stage of load is called 'nothing'; there are: 1-load-svc" in unknown.stderr
+
+
+def test_plots_draw_the_samples(directory: Path, samples: pd.DataFrame) -> None:
+    from reports.stages import view
+
+    run = read_run(directory)
+    (load,) = run.loads
+    assert isinstance(load, LoadResult)
+    batch = run.samples(load)
+    assert batch is not None
+    one, latency = view(load, batch, run.events), latency_of(samples)
+    assert one.bar_counts.sum() == len(samples)
+    for low, high, count in zip(one.bar_edges_s, one.bar_edges_s[1:], one.bar_counts, strict=False):
+        assert count == ((latency >= low) & (latency < high)).sum()
+    for share, value in zip(one.curve_share, one.curve_s, strict=True):
+        assert share == pytest.approx((latency <= value).mean(), abs=1e-9)
+    assert one.bins.errors.sum() == (samples["error"] != 0).sum()
+    seconds = len(samples) / RATE
+    assert float(np.mean(one.bins.due_per_s)) == pytest.approx(len(samples) / seconds, rel=0.01)
+    assert one.bins.max_s.max() == pytest.approx(latency.max())
+    for name in ("percentiles", "distributions", "1-load-svc-timeline"):
+        assert (directory / "plots" / f"{name}.svg").read_bytes().startswith(b"<?xml")
+        assert (directory / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
