@@ -11,8 +11,9 @@ import typer
 import yaml
 from rich.console import Console
 
+from harness.deployment import planned_manifests
 from harness.endpoint import Endpoint, check_url
-from harness.engine import Engine, default_directory, planned_manifests
+from harness.engine import Engine, default_directory
 from harness.errors import EXIT_INTERRUPTED, UsageError
 from harness.golden import read_json_object, read_payload
 from harness.load.distributed import Address

@@ -102,6 +102,17 @@ class Deployed:
             await asyncio.sleep(POLL_S)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A service that is deployed when it is its turn. ``up`` returns when it is ready and raises what kept it from
+    that, ``down`` returns when nothing of it is left."""
+
+    service: str
+    runtime: str
+    up: Callable[[], Awaitable[Deployed]]
+    down: Callable[[], Awaitable[None]]
+
+
 def revision_of(pod: Object) -> str:
     """Knative's revision; in Standard mode the deployment, which KServe names in the label ``app``."""
     labels = pod["metadata"].get("labels") or {}

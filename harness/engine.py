@@ -9,191 +9,39 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import yaml
-
-from cluster.delivery import Delivered, Delivery
+from cluster.delivery import Delivery
 from cluster.generators import IMAGE as GENERATORS_IMAGE
 from cluster.generators import ClusterGenerators
 from cluster.kube import Kube
-from cluster.local.faults import ANNOTATION as FAULTS
 from cluster.preflight import EMBEDDED, Answer, preflight
 from cluster.provider import Cluster, up
-from harness.cluster_model import Aks, ClusterChoice, Local
-from harness.deployed import Deployed
-from harness.endpoint import Endpoint
-from harness.errors import BringUpError, ClusterError, DeployError, ServecertError, UnreachableError, UsageError
+from harness.cluster_model import Local
+from harness.deployed import Deployed, Turn
+from harness.deployment import Prepared, as_yaml, endpoint_of, manifests, merged, through_ingress
+from harness.errors import BringUpError, ClusterError, ServecertError
 from harness.kserve import KServe
 from harness.observer import Observer
-from harness.records import Deviation, Measurement, TimelineEvent
+from harness.records import Measurement, TimelineEvent
 from harness.runstore import RunStore
-from harness.runtimes import BuiltModel, Runtime, build_model, find_runtime, in_registry, planned_model, requested
+from harness.runtimes import build_model, find_runtime, in_registry
 from harness.scenario import resolved
 from harness.scenario_model import Scenario, Service, Variant
 from harness.steps import Target, run_step
 
 _T = TypeVar("_T")
-INGRESS_S = 20.0
+GONE_S = 120.0
 PATIENCE_S = 45.0
 """A real API server is away for half a minute now and then: upgraded, or its load balancer moved."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a service needs before it can be deployed."""
-
-    name: str
-    service: Service
-    runtime: Runtime | None
-    model: BuiltModel | None
-    delivered: Delivered | None = None
 
 
 def default_directory(name: str) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{stamp}-{name}"
-
-
-def planned_manifests(scenario: Scenario) -> list[dict[str, Any]]:
-    """What would be deployed, as far as that is known before anything is built or delivered."""
-    found = []
-    for name, service in scenario.services.items():
-        runtime = find_runtime(service.runtime) if service.runtime else None
-        model = planned_model(service.model) if service.model else None
-        found += manifests(Prepared(name, service, runtime, model), scenario)
-    return found
-
-
-def manifests(prepared: Prepared, scenario: Scenario) -> list[dict[str, Any]]:
-    """The InferenceService, and before it the ServingRuntime that pins the runtime's version."""
-    service, namespace = prepared.service, scenario.namespace
-    annotations = dict(service.annotations)
-    if service.faults:
-        annotations[FAULTS] = ", ".join(service.faults)
-    if service.manifest is not None:
-        metadata = {**service.manifest.get("metadata", {}), "name": prepared.name, "namespace": namespace}
-        if annotations:
-            metadata["annotations"] = {**metadata.get("annotations", {}), **annotations}
-        return [{**service.manifest, "apiVersion": "serving.kserve.io/v1beta1", "metadata": metadata}]
-    assert prepared.runtime is not None
-    runtime_name = "servecert-" + prepared.runtime.name.replace("@", "-").replace(".", "-")
-    asked = requested(prepared.runtime, service.predictor.get("model") or {})
-    predictor = {**placement(asked, scenario.cluster), **service.predictor}
-    spec = prepared.runtime.spec
-    model: dict[str, Any] = {
-        "modelFormat": {"name": prepared.model.spec.format if prepared.model else spec.model_formats[0]},
-        "runtime": runtime_name,
-    }
-    if "v2" in spec.serving_runtime.get("protocolVersions", []):
-        model["protocolVersion"] = "v2"
-    if prepared.delivered is not None:
-        model["storageUri"] = prepared.delivered.storage_uri
-    elif prepared.model is not None:
-        model["storageUri"] = f"file://{prepared.model.artifacts}"
-    if service.expose == "grpc":
-        if "grpc" not in spec.ports:
-            raise UsageError(f"{prepared.name}: {prepared.runtime.name} has no gRPC port to expose")
-        model["ports"] = [{"containerPort": spec.ports["grpc"], "name": "h2c", "protocol": "TCP"}]
-    predictor["model"] = {**model, **predictor.get("model", {})}
-    if prepared.delivered is not None and prepared.delivered.service_account is not None:
-        predictor.setdefault("serviceAccountName", prepared.delivered.service_account)
-    return [
-        prepared.runtime.serving_runtime(runtime_name, registry=getattr(scenario.cluster, "registry", None)),
-        {
-            "apiVersion": "serving.kserve.io/v1beta1",
-            "kind": "InferenceService",
-            "metadata": {"name": prepared.name, "namespace": namespace, "annotations": annotations},
-            "spec": {"predictor": predictor},
-        },
-    ]
-
-
-def placement(asked: dict[str, Any], cluster: ClusterChoice) -> dict[str, Any]:
-    """What lets pods that ask for GPUs onto the nodes that have them: tolerations of the pool's taints."""
-    gpu = getattr(cluster, "gpu", None)
-    if gpu is None or not any(str(key).startswith("nvidia.com/") for key in asked):
-        return {}
-    tolerations = [_toleration(taint) for taint in gpu.taints]
-    if isinstance(cluster, Aks) and gpu.spot:
-        tolerations.append(_toleration("kubernetes.azure.com/scalesetpriority=spot:NoSchedule"))
-    return {"tolerations": tolerations}
-
-
-def _toleration(taint: str) -> dict[str, str]:
-    left, _, effect = taint.rpartition(":")
-    key, separator, value = left.partition("=")
-    if not separator:
-        return {"key": key, "operator": "Exists", "effect": effect}
-    return {"key": key, "operator": "Equal", "value": value, "effect": effect}
-
-
-def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` merged into ``base``, object by object; other values of ``over`` stand in place of those of ``base``."""
-    result = dict(base)
-    for key, value in over.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
-
-
-def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster, *, both: bool = True) -> Endpoint:
-    """How the service is reached: the ingress, asked for the host of ``status.url``. ``both``: its gRPC port too, which
-    on a real cluster is routed to only where the service exposes that one."""
-    url = (isvc.get("status") or {}).get("url")
-    host = urlsplit(url or "").hostname
-    if not host:
-        raise DeployError(f"InferenceService {prepared.name} is ready and its status has no url")
-    deviations: dict[str, Deviation] = {}
-    label = "custom"
-    if prepared.runtime is not None:
-        label = prepared.runtime.name
-        if prepared.model is not None:
-            deviations = prepared.runtime.deviations_for(prepared.model.spec.name)
-    return Endpoint(
-        service=prepared.name,
-        runtime=label,
-        url=f"{'https' if cluster.tls else 'http'}://{cluster.ingress}",
-        tls=cluster.tls,
-        grpc_tls=cluster.tls is not None,
-        inside=cluster.inside,
-        model=prepared.service.served_model or prepared.name,
-        host=host,
-        grpc_address=cluster.ingress if both or prepared.service.expose == "grpc" else "",
-        golden=prepared.model.golden if prepared.model else None,
-        deviations=deviations,
-    )
-
-
-async def through_ingress(endpoint: Endpoint) -> None:
-    """Returns when requests get through to the service: an ingress learns of it a moment after it is ready. An answer
-    that stays an error is for the suites to judge. Raises DeployError where nothing answers at all."""
-    deadline = time.monotonic() + INGRESS_S
-    async with endpoint.rest(5.0) as rest:
-        while True:
-            try:
-                answer = await rest.request("GET", f"{rest.model_path}/ready")
-                if answer.status not in (404, 502, 503) or time.monotonic() > deadline - INGRESS_S / 2:
-                    return
-            except UnreachableError as error:
-                if time.monotonic() > deadline:
-                    raise DeployError(
-                        f"InferenceService {endpoint.service} is ready, and the ingress at {endpoint.url} does not"
-                        f" answer for {endpoint.host}: {error}; where it is, cluster.reach can say"
-                    ) from error
-            await asyncio.sleep(0.5)
-
-
-def as_yaml(objects: list[dict[str, Any]]) -> str:
-    """Objects as they are in the cluster, without what only the API server needs."""
-    for item in objects:
-        (item.get("metadata") or {}).pop("managedFields", None)
-    return yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True)
 
 
 async def _to_the_end(task: asyncio.Task[_T]) -> _T:
@@ -221,6 +69,7 @@ class Engine:
         self.observer = observer
         self.stop = threading.Event()
         self.deployed: dict[str, Deployed] = {}
+        self.turns: dict[str, Turn] = {}
         self.delivery: Delivery | None = None
         self.within: ClusterGenerators | None = None
 
@@ -372,42 +221,68 @@ class Engine:
         return [found for task in tasks if (found := task.result()) is not None]
 
     async def _deploy(self, kserve: KServe, cluster: Cluster, prepared: list[Prepared]) -> None:
-        both = str(self.store.info["kubernetes"]).endswith(EMBEDDED)
+        """All services at once, but for those whose turn comes in a comparison."""
+        in_turn = self.scenario.in_turn()
 
         async def deploy(item: Prepared) -> None:
             started = time.monotonic()
-            wanted = manifests(item, self.scenario)
-            isvc_manifest = wanted[-1]
             try:
-                for manifest in wanted:
-                    kind = manifest["kind"].lower()
-                    self.store.write_manifest(f"{item.name}-{kind}", manifest)
-                    await kserve.apply(manifest)
-                isvc = await kserve.wait_ready(
-                    item.name, item.service.ready_within, lambda text: self.observer.status(f"{item.name}: {text}")
-                )
-                endpoint = await asyncio.to_thread(partial(endpoint_of, item, isvc, cluster, both=both))
-                if not isinstance(self.scenario.cluster, Local):
-                    await through_ingress(endpoint)
+                deployed = await self._up_service(kserve, cluster, item)
             except ServecertError as error:
                 self._error(error, item.name)
                 return
             seconds = time.monotonic() - started
-            self.deployed[item.name] = Deployed(kserve, endpoint, isvc_manifest, partial(self._variant, kserve, item))
-            self.store.info["services"][item.name] = {
-                "runtime": endpoint.runtime,
-                "model": item.model.spec.name if item.model else endpoint.model,
-                "url": f"http://{endpoint.host}",
-                "ready_s": round(seconds, 3),
-            }
+            self.deployed[item.name] = deployed
+            self._describe(item, deployed, seconds)
             self.store.add(Measurement("ready", seconds, "s", 1, service=item.name))
             self._event("ready", f"{item.name} after {seconds:.2f} s")
-            self.observer.note(f"{item.name} ({endpoint.runtime}) ready after {seconds:.1f} s")
+            self.observer.note(f"{item.name} ({deployed.endpoint.runtime}) ready after {seconds:.1f} s")
 
         async with asyncio.TaskGroup() as group:
             for item in prepared:
-                group.create_task(deploy(item))
+                if item.name in in_turn:
+                    self.turns[item.name] = self._turn(kserve, cluster, item)
+                else:
+                    group.create_task(deploy(item))
         self.store.save_info()
+
+    def _describe(self, item: Prepared, deployed: Deployed, seconds: float) -> None:
+        endpoint = deployed.endpoint
+        self.store.info["services"][item.name] = {
+            "runtime": endpoint.runtime,
+            "model": item.model.spec.name if item.model else endpoint.model,
+            "url": f"http://{endpoint.host}",
+            "ready_s": round(seconds, 3),
+        }
+
+    async def _up_service(self, kserve: KServe, cluster: Cluster, item: Prepared) -> Deployed:
+        """Deploys one service and waits until it answers. Raises what kept it from that."""
+        wanted = manifests(item, self.scenario)
+        for manifest in wanted:
+            self.store.write_manifest(f"{item.name}-{manifest['kind'].lower()}", manifest)
+            await kserve.apply(manifest)
+        isvc = await kserve.wait_ready(
+            item.name, item.service.ready_within, lambda text: self.observer.status(f"{item.name}: {text}")
+        )
+        both = str(self.store.info["kubernetes"]).endswith(EMBEDDED)
+        endpoint = await asyncio.to_thread(partial(endpoint_of, item, isvc, cluster, both=both))
+        if not isinstance(self.scenario.cluster, Local):
+            await through_ingress(endpoint)
+        return Deployed(kserve, endpoint, wanted[-1], partial(self._variant, kserve, item))
+
+    def _turn(self, kserve: KServe, cluster: Cluster, item: Prepared) -> Turn:
+        async def up() -> Deployed:
+            started = time.monotonic()
+            deployed = await self._up_service(kserve, cluster, item)
+            self._describe(item, deployed, time.monotonic() - started)
+            return deployed
+
+        async def down() -> None:
+            await self._keep(kserve, item)
+            await kserve.delete(item.name, GONE_S)
+
+        label = item.runtime.name if item.runtime is not None else "custom"
+        return Turn(item.name, label, up, down)
 
     async def _variant(self, kserve: KServe, item: Prepared, variant: Variant) -> dict[str, Any]:
         """The predictor of another version of a service; the runtime that it needs is there when this returns."""
@@ -434,18 +309,20 @@ class Engine:
         for index, step in enumerate(self.scenario.steps):
             name = self.scenario.step_name(index)
             entry = self.store.info["steps"][index]
-            deployed = self.deployed.get(step.service)
-            if deployed is None:
+            deployed, turn = self.deployed.get(step.service), self.turns.get(step.service)
+            if deployed is None and turn is None:
                 entry["state"] = "not run"
                 self.store.save_info()
                 continue
-            self.observer.phase(f"{step.suite} on {step.service} ({deployed.endpoint.runtime})")
+            runtime = deployed.endpoint.runtime if deployed is not None else turn.runtime if turn is not None else ""
+            self.observer.phase(f"{step.suite} on {step.service} ({runtime})")
             self._event("step begins", name)
             started = time.monotonic()
             entry["state"] = "running"
             self.store.save_info()
             try:
-                target = Target(deployed.endpoint, deployed, self.within, self.deployed)
+                endpoint = deployed.endpoint if deployed is not None else None
+                target = Target(endpoint, deployed, self.within, self.deployed, self.turns)
                 await run_step(step, name, target, self.scenario.seed, self.store, self.observer)
                 entry["state"] = "done"
             except ServecertError as error:
@@ -464,16 +341,7 @@ class Engine:
         """Logs and events, then the services go; what cannot be had any more is not worth failing for."""
         self.observer.phase("collecting logs and cleaning up")
         for item in prepared:
-            with contextlib.suppress(ServecertError, LookupError):
-                pods = await kserve.pods(item.name)
-                live = [await kserve.get(item.name), *await kserve.revisions(item.name), *pods]
-                self.store.write_text(f"logs/{item.name}.objects.yaml", as_yaml(live))
-                for pod in pods:
-                    name = pod["metadata"]["name"]
-                    for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
-                        text = await kserve.pod_log(name, container["name"])
-                        if text:
-                            self.store.write_text(f"logs/{name}.{container['name']}.log", text)
+            await self._keep(kserve, item)
         with contextlib.suppress(ServecertError):
             for event in await kserve.timeline():
                 self.store.add(event)
@@ -483,3 +351,16 @@ class Engine:
         if self.delivery is not None:
             with contextlib.suppress(ServecertError):
                 await asyncio.to_thread(self.delivery.clean)
+
+    async def _keep(self, kserve: KServe, item: Prepared) -> None:
+        """A service's objects as they are, and the logs of its pods, in the run directory."""
+        with contextlib.suppress(ServecertError, LookupError):
+            pods = await kserve.pods(item.name)
+            live = [await kserve.get(item.name), *await kserve.revisions(item.name), *pods]
+            self.store.write_text(f"logs/{item.name}.objects.yaml", as_yaml(live))
+            for pod in pods:
+                name = pod["metadata"]["name"]
+                for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
+                    text = await kserve.pod_log(name, container["name"])
+                    if text:
+                        self.store.write_text(f"logs/{name}.{container['name']}.log", text)

@@ -283,6 +283,7 @@ def _cross_check(scenario: Scenario, lines: dict[Location, int]) -> list[tuple[i
         if service.manifest is not None and service.manifest.get("kind") != "InferenceService":
             problem((*where, "manifest"), f"expected kind InferenceService, got {service.manifest.get('kind')!r}")
     names: dict[str, int] = {}
+    in_turn = scenario.in_turn()
     for index, step in enumerate(scenario.steps):
         if step.service not in scenario.services:
             known = ", ".join(scenario.services)
@@ -294,6 +295,12 @@ def _cross_check(scenario: Scenario, lines: dict[Location, int]) -> list[tuple[i
                 where = ("steps", index, "against", place, "service")
                 known = ", ".join(scenario.services)
                 problem(where, f"no service {item.service!r} in this scenario; there are {known}")
+        if step.service in in_turn and not (isinstance(step, CompareStep) and step.deploy == "in_turn"):
+            problem(
+                ("steps", index, "service"),
+                f"{step.service!r} is deployed in turn by a comparison, and not there for this step; expected a service"
+                " of its own",
+            )
         name = scenario.step_name(index)
         if name in names:
             problem(("steps", index, "name"), f"{name!r} is already the name of step {names[name] + 1}")

@@ -253,6 +253,7 @@ class Against(Strict):
     name: str = Field("", description="how reports call it; by default the service and the protocol")
     service: str | None = Field(None, description="a service of this scenario; the step's own by default")
     protocol: Literal["rest", "binary", "grpc"] | None = Field(None, description="the step's own by default")
+    price_per_hour: float | None = Field(None, gt=0, description="of what it runs on; the step's own by default")
 
     @model_validator(mode="after")
     def _differs(self) -> Against:
@@ -261,11 +262,17 @@ class Against(Strict):
         return self
 
 
+CompareMetric = Literal["p50", "p90", "p95", "p99", "mean", "throughput", "capacity", "cold_start", "cost"]
+
+
 class CompareStep(_Traffic):
     """Whether other variants are faster than this one: blocks of load in turns, ratios with intervals."""
 
     suite: Literal["compare"]
     against: list[Against] = Field(min_length=1, max_length=6)
+    deploy: Literal["side_by_side", "in_turn"] = Field(
+        "side_by_side", description="in_turn: one at a time, deployed anew for each block; for one GPU, say"
+    )
     protocol: Literal["rest", "binary", "grpc"] = "rest"
     rate: Rate | None = Field(None, description="open loop: requests a second, of each block")
     concurrency: int | None = Field(None, ge=1, description="closed loop: so many clients, of each block")
@@ -273,14 +280,22 @@ class CompareStep(_Traffic):
     warmup: Duration = Field(0.5, validate_default=False, description="of each block")
     margin: Share = Field(0.05, validate_default=False, description="what counts as equivalent, stated beforehand")
     confidence: float = Field(0.95, ge=0.5, lt=1, description="of all verdicts together")
-    metrics: list[Literal["p50", "p90", "p95", "p99", "mean", "throughput"]] = Field(
-        default=["p50", "p95", "p99"], min_length=1
+    metrics: list[CompareMetric] = Field(
+        default=["p50", "p95", "p99"],
+        min_length=1,
+        description="capacity: the highest rate that meets 'slo', searched for in each block from 'rate' on;"
+        " cold_start: from deploying to the first answer, with deploy: in_turn; cost: of a million requests",
     )
-    fail_on: list[Literal["slower", "undecided", "faster"]] = Field(
-        default_factory=list, description="verdicts that fail the run; none by default"
+    tolerance: float = Field(0.05, gt=0, lt=1, description="how close the search for the capacity comes")
+    fail_on: list[Literal["slower", "undecided", "faster", "parity", "conformance"]] = Field(
+        default_factory=list, description="verdicts and differences that fail the run; none by default"
     )
+    conformance: list[Literal["rest", "binary", "grpc", "repository", "statistics", "openai", "generate"]] = Field(
+        default_factory=list, description="profiles that each variant is checked for, to say how they differ"
+    )
+    price_per_hour: float | None = Field(None, gt=0, description="of what the baseline runs on, in any currency")
     cpu: Counter | None = Field(None, description="where pods tell their CPU seconds; gives seconds a request")
-    memory: Counter | None = Field(None, description="where pods tell the bytes that they hold")
+    memory: Counter | None = Field(None, description="where pods tell the bytes that they hold; gives the most seen")
 
     @model_validator(mode="after")
     def _one_loop(self) -> CompareStep:
@@ -290,10 +305,31 @@ class CompareStep(_Traffic):
             raise ValueError("expected a 'duration', of each block")
         if self.workers:
             raise ValueError("blocks are sent from this machine: leave 'workers' out")
-        if self.slo:
-            raise ValueError("a comparison has no objectives of its own: leave 'slo' out")
         if "throughput" in self.metrics and self.rate is not None:
             raise ValueError("'throughput' needs 'concurrency': with a rate it is the rate")
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_fit(self) -> CompareStep:
+        searched = "capacity" in self.metrics
+        if searched != bool(self.slo):
+            raise ValueError(
+                "'slo' goes with 'metrics: [capacity]', the highest rate that meets it; expected both or none"
+            )
+        if searched and self.rate is None:
+            raise ValueError("'capacity' needs a 'rate', from which the search begins")
+        if others := [name for name in self.metrics if searched and name not in ("capacity", "cold_start", "cost")]:
+            raise ValueError(
+                f"at a rate of its own each variant has another {others[0]}: leave it out beside 'capacity'"
+            )
+        if "cold_start" in self.metrics and self.deploy != "in_turn":
+            raise ValueError("'cold_start' needs 'deploy: in_turn', which deploys before each block")
+        if ("cost" in self.metrics) != (self.price_per_hour is not None):
+            raise ValueError("'price_per_hour' goes with 'metrics: [cost]'; expected both or none")
+        if "cost" in self.metrics and not searched and self.concurrency is None:
+            raise ValueError("'cost' needs 'concurrency' or 'capacity': with a rate, requests cost what the rate says")
+        if self.deploy == "in_turn" and any(item.service is None for item in self.against):
+            raise ValueError("'deploy: in_turn' needs another 'service' for each variant")
         return self
 
 
@@ -443,6 +479,14 @@ class Scenario(Strict):
     namespace: str = Field("servecert", pattern=NAME)
     services: dict[Annotated[str, Field(pattern=NAME)], Service] = Field(min_length=1)
     steps: list[Step] = Field(min_length=1)
+
+    def in_turn(self) -> set[str]:
+        """Services that are deployed when it is their turn in a comparison, and not before."""
+        found: set[str] = set()
+        for step in self.steps:
+            if isinstance(step, CompareStep) and step.deploy == "in_turn":
+                found |= {step.service, *(item.service for item in step.against if item.service is not None)}
+        return found
 
     def step_name(self, index: int) -> str:
         step = self.steps[index]

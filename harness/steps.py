@@ -6,10 +6,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from harness.deployed import Deployed
+from harness.deployed import Deployed, Turn
 from harness.endpoint import Endpoint
 from harness.errors import UsageError
 from harness.live import Live
+from harness.load.job import Protocol
 from harness.observer import Observer
 from harness.records import Measurement, Record, TimelineEvent
 from harness.runstore import RunStore
@@ -41,12 +42,21 @@ from scenarios.suites.probes import Probes, probes
 class Target:
     """What a step is carried out on. ``deployed`` is None for a server that is there without a cluster."""
 
-    endpoint: Endpoint
+    endpoint: Endpoint | None
+    """None for a service that is deployed when it is its turn."""
     deployed: Deployed | None = None
     within: Within | None = None
     """Starts load generators in the cluster, where that can be."""
     others: Mapping[str, Deployed] = field(default_factory=dict)
     """All services of the scenario that are there, by name."""
+    turns: Mapping[str, Turn] = field(default_factory=dict)
+    """Those whose turn comes in a comparison."""
+
+    @property
+    def there(self) -> Endpoint:
+        if self.endpoint is None:
+            raise UsageError("this service is only there when it is its turn in a comparison")
+        return self.endpoint
 
     def on_cluster(self, suite: str) -> Deployed:
         """Raises UsageError where there is no cluster."""
@@ -101,15 +111,15 @@ def records_of(
     save: Callable[[str, str], str],
     observer: Observer,
 ) -> AsyncIterator[Record]:
-    endpoint = target.endpoint
+    if isinstance(step, CompareStep):
+        return _compare(step, name, target, seed, observer)
+    endpoint = target.there
     if step.suite == "conformance":
         return _conformance(step, name, endpoint, seed, save, observer)
     if step.suite == "parity":
         return parity(endpoint, step.chosen(), step=name)
     if isinstance(step, CanaryStep | ColdStartStep | ProbesStep):
         return _on_cluster(step, name, target.on_cluster(step.suite), seed, observer)
-    if isinstance(step, CompareStep):
-        return _compare(step, name, target, seed, observer)
     return _loaded(step, name, target, seed, samples_name, observer)
 
 
@@ -124,7 +134,7 @@ async def _loaded(
     plan = load_plan(step, name, seed)
     total_s = plan.lead_in_s + (plan.length_s if step.suite != "capacity" else plan.duration_s)
     live = Live(name, total_s, observer.status)
-    endpoint, show = target.endpoint, live.show
+    endpoint, show = target.there, live.show
     stage: AsyncIterator[Record]
     if isinstance(step, AutoscalingStep):
         course = Course(plan, step.scale_out_within, step.back_within, step.zero_within, step.overshoot)
@@ -156,18 +166,38 @@ def _compare(step: CompareStep, name: str, target: Target, seed: int, observer: 
         connections=step.connections,
         processes=step.processes,
         seed=seed,
+        objectives=step.objectives(),
     )
-    contenders = [Contender(_label(step.service, step.protocol, step), target.endpoint, plan, target.deployed)]
+
+    def contender(label: str, service: str, protocol: Protocol, price: float | None) -> Contender:
+        mine = replace(plan, protocol=protocol)
+        if service in target.turns:
+            return Contender(label, None, mine, None, target.turns[service], price)
+        if service == step.service:
+            return Contender(label, target.there, mine, target.deployed, None, price)
+        if service not in target.others:
+            raise UsageError(f"{name}: service {service} is not there to be compared with")
+        deployed = target.others[service]
+        return Contender(label, deployed.endpoint, mine, deployed, None, price)
+
+    contenders = [
+        contender(_label(step.service, step.protocol, step), step.service, step.protocol, step.price_per_hour)
+    ]
     for item in step.against:
-        deployed = target.others.get(item.service) if item.service is not None else target.deployed
-        if item.service is not None and deployed is None:
-            raise UsageError(f"{name}: service {item.service} is not there to be compared with")
-        endpoint = target.endpoint if deployed is None else deployed.endpoint
-        protocol = item.protocol or step.protocol
-        label = item.name or _label(item.service or step.service, protocol, step)
-        contenders.append(Contender(label, endpoint, replace(plan, protocol=protocol), deployed))
+        service, protocol = item.service or step.service, item.protocol or step.protocol
+        label = item.name or _label(service, protocol, step)
+        contenders.append(contender(label, service, protocol, item.price_per_hour or step.price_per_hour))
     wanted = Comparing(
-        step.rounds, tuple(step.metrics), step.margin, step.confidence, tuple(step.fail_on), seed, step.cpu, step.memory
+        rounds=step.rounds,
+        metrics=tuple(step.metrics),
+        margin=step.margin,
+        confidence=step.confidence,
+        fail_on=tuple(step.fail_on),
+        seed=seed,
+        cpu=step.cpu,
+        memory=step.memory,
+        conformance=tuple(step.conformance),
+        tolerance=step.tolerance,
     )
     return compare(contenders, wanted, name, observer.status, observer.note)
 
@@ -248,7 +278,7 @@ async def run_step(step: Step, name: str, target: Target, seed: int, store: RunS
     count = 0
 
     def samples_name(stage: str) -> str:
-        return store.samples_name(target.endpoint.service, stage)
+        return store.samples_name(target.there.service, stage)
 
     def save(file: str, text: str) -> str:
         return store.save(f"{name}-{file}", text)

@@ -8,7 +8,14 @@ from harness.records import CheckResult, Comparison
 from harness.runstore import Run
 from harness.units import format_duration
 
-TITLES = {"mean": "mean", "throughput": "throughput", "cpu": "CPU a request", "memory": "memory"}
+TITLES = {
+    "cpu": "CPU a request",
+    "capacity": "throughput at the objectives",
+    "cold_start": "cold start",
+    "cost": "cost of a million requests",
+}
+LESS_IS_NOT_FASTER = ("cpu", "memory", "cost")
+_WORDS = {"faster": "less", "slower": "more"}
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,8 @@ class ComparisonPart:
         """The answer, metric by metric."""
         groups: dict[str, list[str]] = {}
         for row in self.rows:
-            groups.setdefault(row.verdict, []).append(title_of(row))
-        order = ("faster", "slower", "equivalent", "undecided")
+            groups.setdefault(word_of(row), []).append(title_of(row))
+        order = ("faster", "slower", "less", "more", "equivalent", "undecided")
         words = [f"{verdict} in {', '.join(groups[verdict])}" for verdict in order if verdict in groups]
         return f"{self.variant} beside {self.baseline}: {'; '.join(words)}"
 
@@ -63,6 +70,8 @@ def value(row: Comparison, amount: float) -> str:
         return format_duration(amount)
     if row.unit == "bytes":
         return f"{amount / 2**20:.0f} MiB"
+    if row.metric == "cost":
+        return f"{amount:.4g}"
     return f"{amount:.1f}{row.unit}"
 
 
@@ -70,8 +79,13 @@ def ratio_text(row: Comparison) -> str:
     return f"{row.ratio:.3f} ({row.low:.3f} to {row.high:.3f})"
 
 
+def word_of(row: Comparison) -> str:
+    """The verdict as one says it of this metric."""
+    return _WORDS.get(row.verdict, row.verdict) if row.metric in LESS_IS_NOT_FASTER else row.verdict
+
+
 def verdict_text(row: Comparison) -> str:
-    return f"{row.verdict}: about {row.needed} blocks would decide it" if row.needed else row.verdict
+    return f"{word_of(row)}: about {row.needed} blocks would decide it" if row.needed else word_of(row)
 
 
 def how(rows: list[Comparison]) -> str:

@@ -19,6 +19,7 @@ TOP = {
     "cli_history",
     "cli_samples",
     "cli_tools",
+    "deployment",
     "engine",
     "session",
     "steps",

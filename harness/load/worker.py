@@ -27,7 +27,6 @@ import numpy.typing as npt
 import uvloop
 
 from harness.columns import PIECE_ROWS, WHOLE_PAGES_ROWS, ColumnWriter, open_columns
-from harness.load.grpc_calls import Channel, StreamingChannel
 from harness.load.http1 import Pool, encode
 from harness.load.job import DUE, Job
 from harness.load.recorder import Recorder, abandon
@@ -85,6 +84,8 @@ class Stage:
     def _sender(self, bodies: list[bytes]) -> Sender:
         job = self.job
         if job.protocol in ("grpc", "grpc-stream"):
+            from harness.load.grpc_calls import Channel, StreamingChannel  # others need not wait for it
+
             templates = [Template.of(body) for body in bodies]
             method = job.requests[0].target
             ca = job.ca if job.tls else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -137,7 +137,8 @@ async def _compare(suite: Parity, comparison: Comparison, step: str) -> list[Par
     with recording() as exchanges:
         try:
             pairs = await comparison.pairs()
-            results = _measure(suite, comparison, pairs, step)
+            tolerances = {} if comparison.exact else suite.tolerances
+            results = outputs_beside(endpoint, comparison.name, pairs, tolerances, step)
             if not results:
                 raise MeasurementError("the golden cases name no outputs, so nothing was compared")
         except _NothingToCompareError as error:
@@ -179,14 +180,19 @@ async def _compare(suite: Parity, comparison: Comparison, step: str) -> list[Par
     return [*results, check]
 
 
-def _measure(
-    suite: Parity, comparison: Comparison, pairs: Sequence[tuple[Sequence[Tensor], InferResult]], step: str
+def outputs_beside(
+    endpoint: Endpoint,
+    comparison: str,
+    pairs: Sequence[tuple[Sequence[Tensor], InferResult]],
+    tolerances: Mapping[str, Tolerance],
+    step: str,
 ) -> list[ParityResult]:
-    """The worst over all cases, an output each. Raises ProtocolError or ValueError for what is not comparable."""
+    """The worst over all cases, an output each; datatypes without a tolerance must be equal. Raises ProtocolError or
+    ValueError for what is not comparable."""
     worst: dict[str, tuple[str, Tolerance, list[tuple[int, Distance]]]] = {}
     for number, (wanted, came) in enumerate(pairs):
         for tensor in wanted:
-            tolerance = EXACT if comparison.exact else suite.tolerances.get(tensor.datatype, EXACT)
+            tolerance = tolerances.get(tensor.datatype, EXACT)
             try:
                 found = distance(tensor, came.output(tensor.name), tolerance)
             except ValueError as error:
@@ -199,9 +205,9 @@ def _measure(
         ulps = [item.max_ulp for _, item in found_all if item.max_ulp is not None]
         results.append(
             ParityResult(
-                service=suite.endpoint.service,
-                runtime=suite.endpoint.runtime,
-                comparison=comparison.name,
+                service=endpoint.service,
+                runtime=endpoint.runtime,
+                comparison=comparison,
                 output=name,
                 datatype=datatype,
                 elements=sum(item.elements for _, item in found_all),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.engine import planned_manifests
+from harness.deployment import planned_manifests
 from harness.errors import ScenarioError
 from harness.scenario import load_scenario
 from harness.scenario_model import Scenario

@@ -15,12 +15,17 @@ import yaml
 
 from harness.endpoint import Endpoint
 from harness.errors import ScenarioError
-from harness.records import CheckResult, Comparison, Outcome, Record, SampleBatch, Series
+from harness.records import CheckResult, Comparison, Level, Outcome, ParityResult, Record, SampleBatch, Series
 from harness.runstore import RunStore, read_run
 from harness.runtimes import build_model
 from harness.scenario import load_scenario
+from harness.slo import parse_slo
+from reports.tables import service_rows
 from scenarios.suites.compare import Comparing, Contender, compare
+from scenarios.suites.compare.blocks import Blocks
+from scenarios.suites.compare.contenders import Stage, Taken
 from scenarios.suites.load import Plan
+from scenarios.suites.load.requests import encode
 from tests.helpers import Reference, free_port, reference_server, servecert
 from tests.records import check, load_result
 
@@ -71,6 +76,8 @@ async def test_a_slower_server_is_found_and_fails_the_run() -> None:
     assert judged["compare.other1.p50"] is Outcome.FAILED
     assert judged["compare.answers"] is Outcome.PASSED
     assert judged["compare.other1.errors"] is Outcome.PASSED
+    assert judged["compare.other1.parity"] is Outcome.PASSED, "they give the same numbers"
+    assert all(item.within for item in records if isinstance(item, ParityResult))
     batches = [item for item in records if isinstance(item, SampleBatch)]
     assert len(batches) == 12
     assert len({batch.step for batch in batches}) == 12, "each block's samples are kept"
@@ -104,6 +111,88 @@ async def test_a_variant_that_fails_or_lies_is_no_faster() -> None:
     with servers(2) as (server,), reference_server(artifacts, mutant="one_element_is_slightly_off") as liar:
         records = await records_of(contenders([server, liar]))
     assert outcomes(records)["compare.answers"] is Outcome.FAILED
+
+
+async def test_the_highest_rate_and_what_requests_cost() -> None:
+    """Over one connection a server that takes 8 ms longer for each request bears less."""
+    plan = replace(
+        PLAN, rate_per_s=40, duration_s=0.5, warmup_s=0.0, connections=1, objectives=(parse_slo("p90 < 100ms"),)
+    )
+    wanted = replace(WANTED, metrics=("capacity", "cost"), tolerance=0.3)
+    blocks = []
+    with servers(4, 12) as found:
+        for item in contenders(found, plan):
+            contender = replace(item, price_per_hour=3.6)
+            assert contender.endpoint is not None
+            taken = Taken(await encode(contender.endpoint, plan))
+            present = await Stage().enter(contender)
+            blocks.append(await Blocks(wanted, "step", 1, print).take(1, 0, contender, present, taken))
+    fast, slow = blocks
+    assert 60 < fast.values["capacity"] < 260, "250/s is all that 4 ms leave"
+    assert slow.values["capacity"] < 0.8 * fast.values["capacity"]
+    for block in blocks:
+        assert block.values["cost"] == pytest.approx(3.6 / 3600 / block.values["capacity"] * 1e6)
+        assert set(block.values) == {"capacity", "cost"}
+        assert len(block.batches) >= 3
+        assert block.failed == 0, "what fails at too high a rate counts for nothing"
+        assert not block.wrong
+
+
+async def test_differences_in_numbers_and_requirements_are_named() -> None:
+    artifacts = build_model("identity").artifacts
+    wanted = replace(WANTED, conformance=("rest",), metrics=("p50",), fail_on=("parity",))
+    with servers(0) as (server,), reference_server(artifacts, mutant="one_element_is_slightly_off") as liar:
+        records = await records_of(contenders([server, liar]), wanted)
+    judged = {item.id: item for item in records if isinstance(item, CheckResult) and item.suite == "compare"}
+    parity = judged["compare.other1.parity"]
+    assert parity.fails_run, "that was asked for"
+    assert "outputs differ" in parity.observed
+    results = [item for item in records if isinstance(item, ParityResult)]
+    assert {item.comparison for item in results} == {"beside base"}
+    assert [item.within for item in results].count(False) >= 1
+    conformance = judged["compare.other1.conformance"]
+    assert (conformance.outcome, conformance.level) == (Outcome.FAILED, Level.SHOULD), (
+        "reported, nothing more was asked"
+    )
+    assert "3 worse (rest.datatypes.fp32, " in conformance.observed
+    checked = {item.service for item in records if isinstance(item, CheckResult) and item.suite == "conformance"}
+    assert checked == {"base", "other1"}
+
+
+def test_one_at_a_time_on_a_cluster(tmp_path: Path) -> None:
+    """Deployed anew for each block: never two at once, and how long that takes is compared too."""
+    step = {
+        "against": [{"service": "slow"}],
+        "deploy": "in_turn",
+        "metrics": ["p50", "cold_start"],
+        "duration": "300ms",
+    }
+    out = tmp_path / "run"
+    path = scenario(tmp_path, step)
+    data = yaml.safe_load(path.read_text())
+    data["services"]["slow"]["faults"] = ["slow-load=1s"]
+    path.write_text(yaml.safe_dump(data))
+    result = servecert("run", str(path), "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    run = read_run(out)
+    compared = {item.metric: item for item in run.comparisons}
+    assert compared["p50"].verdict == "slower"
+    cold = compared["cold_start"]
+    assert cold.verdict == "slower"
+    assert cold.variant_value - cold.baseline_value == pytest.approx(1.0, abs=0.4)
+    created = sorted(
+        (event.monotonic_s, event.object) for event in run.events if event.what in ("Created", "Started", "Killing")
+    )
+    assert created
+    assert "cold start" in (out / "summary.md").read_text()
+    rows = {row.name: row for row in service_rows(run)}
+    assert rows["slow"].load.total > 0
+    assert rows["fast"].ready != "–"
+    beside = yaml.safe_load(path.read_text())
+    beside["steps"].append({"suite": "load", "service": "slow", "rate": "1/s", "duration": "1s"})
+    path.write_text(yaml.safe_dump(beside))
+    with pytest.raises(ScenarioError, match="deployed in turn by a comparison"):
+        load_scenario(path)
 
 
 async def test_a_server_that_is_gone_is_no_comparison() -> None:
@@ -162,7 +251,16 @@ def test_a_scenario_and_its_reports_and_two_runs_beside_each_other(tmp_path: Pat
         ({"against": [{"service": "slow"}], "rounds": 5}, "greater than or equal to 6"),
         ({"against": [{"service": "slow"}], "margin": "120%"}, "a share such as 5%"),
         ({"against": [{"service": "slow"}], "metrics": ["throughput"]}, "needs 'concurrency'"),
-        ({"against": [{"service": "slow"}], "slo": ["p99 < 1s"]}, "no objectives"),
+        ({"against": [{"service": "slow"}], "slo": ["p99 < 1s"]}, "goes with 'metrics: .capacity.'"),
+        ({"against": [{"service": "slow"}], "metrics": ["capacity"]}, "expected both or none"),
+        (
+            {"against": [{"service": "slow"}], "metrics": ["capacity", "p50"], "slo": ["p99 < 1s"]},
+            "leave it out beside 'capacity'",
+        ),
+        ({"against": [{"service": "slow"}], "metrics": ["cold_start"]}, "needs 'deploy: in_turn'"),
+        ({"against": [{"service": "slow"}], "metrics": ["p50", "cost"]}, "'price_per_hour' goes with"),
+        ({"against": [{"service": "slow"}], "metrics": ["cost"], "price_per_hour": 2}, "needs 'concurrency'"),
+        ({"against": [{"protocol": "grpc"}], "deploy": "in_turn"}, "needs another 'service'"),
     ],
 )
 def test_mistakes(tmp_path: Path, change: dict[str, Any], words: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,13 +38,15 @@ class Encoded:
     """A case as it goes out, and what must come back; each request carries its own number as its id.
 
     ``expected`` is empty where the model does not repeat itself; ``problem`` says why not even a single request got an
-    answer that can be read.
+    answer that can be read. ``inputs`` are what it asks, and ``alone`` what was answered when nothing else was asked.
     """
 
     request: Request
     body: bytes
     expected: tuple[Tensor, ...] = ()
     problem: str = ""
+    inputs: tuple[Tensor, ...] = ()
+    alone: InferResult | None = None
 
 
 def request_id(row: int) -> str:
@@ -75,8 +79,25 @@ async def encode(endpoint: Endpoint, plan: Plan) -> list[Encoded]:
                 encoded.append(replace(item, problem=str(error)[:400]))
                 continue
             expected = (case.outputs or alone.outputs) if repeats else ()
-            encoded.append(replace(item, expected=expected))
+            encoded.append(replace(item, expected=expected, inputs=case.inputs, alone=alone))
     return encoded
+
+
+async def first_answer(endpoint: Endpoint, plan: Plan, within_s: float) -> None:
+    """Returns when one request has been answered. Raises what the last try raised after ``within_s``."""
+    deadline = time.monotonic() + within_s
+    async with contextlib.AsyncExitStack() as stack:
+        rest = await stack.enter_async_context(endpoint.rest(plan.timeout_s))
+        grpc = await stack.enter_async_context(endpoint.grpc(plan.timeout_s)) if endpoint.grpc_address else None
+        while True:
+            try:
+                item = _encode_case(endpoint, plan, 0, (await cases_for(endpoint, rest, grpc))[0])
+                await _ask(plan, item, rest, grpc)
+                return
+            except ServecertError:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.05)
 
 
 def _agree(one: InferResult, other: InferResult) -> bool:

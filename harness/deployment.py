@@ -1,0 +1,170 @@
+"""From a service of a scenario to something that answers: manifests, the endpoint, and the way through the ingress."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from cluster.delivery import Delivered
+from cluster.local.faults import ANNOTATION as FAULTS
+from cluster.provider import Cluster
+from harness.cluster_model import Aks, ClusterChoice
+from harness.endpoint import Endpoint
+from harness.errors import DeployError, UnreachableError, UsageError
+from harness.records import Deviation
+from harness.runtimes import BuiltModel, Runtime, find_runtime, planned_model, requested
+from harness.scenario_model import Scenario, Service
+
+INGRESS_S = 20.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a service needs before it can be deployed."""
+
+    name: str
+    service: Service
+    runtime: Runtime | None
+    model: BuiltModel | None
+    delivered: Delivered | None = None
+
+
+def planned_manifests(scenario: Scenario) -> list[dict[str, Any]]:
+    """What would be deployed, as far as that is known before anything is built or delivered."""
+    found = []
+    for name, service in scenario.services.items():
+        runtime = find_runtime(service.runtime) if service.runtime else None
+        model = planned_model(service.model) if service.model else None
+        found += manifests(Prepared(name, service, runtime, model), scenario)
+    return found
+
+
+def manifests(prepared: Prepared, scenario: Scenario) -> list[dict[str, Any]]:
+    """The InferenceService, and before it the ServingRuntime that pins the runtime's version."""
+    service, namespace = prepared.service, scenario.namespace
+    annotations = dict(service.annotations)
+    if service.faults:
+        annotations[FAULTS] = ", ".join(service.faults)
+    if service.manifest is not None:
+        metadata = {**service.manifest.get("metadata", {}), "name": prepared.name, "namespace": namespace}
+        if annotations:
+            metadata["annotations"] = {**metadata.get("annotations", {}), **annotations}
+        return [{**service.manifest, "apiVersion": "serving.kserve.io/v1beta1", "metadata": metadata}]
+    assert prepared.runtime is not None
+    runtime_name = "servecert-" + prepared.runtime.name.replace("@", "-").replace(".", "-")
+    asked = requested(prepared.runtime, service.predictor.get("model") or {})
+    predictor = {**placement(asked, scenario.cluster), **service.predictor}
+    spec = prepared.runtime.spec
+    model: dict[str, Any] = {
+        "modelFormat": {"name": prepared.model.spec.format if prepared.model else spec.model_formats[0]},
+        "runtime": runtime_name,
+    }
+    if "v2" in spec.serving_runtime.get("protocolVersions", []):
+        model["protocolVersion"] = "v2"
+    if prepared.delivered is not None:
+        model["storageUri"] = prepared.delivered.storage_uri
+    elif prepared.model is not None:
+        model["storageUri"] = f"file://{prepared.model.artifacts}"
+    if service.expose == "grpc":
+        if "grpc" not in spec.ports:
+            raise UsageError(f"{prepared.name}: {prepared.runtime.name} has no gRPC port to expose")
+        model["ports"] = [{"containerPort": spec.ports["grpc"], "name": "h2c", "protocol": "TCP"}]
+    predictor["model"] = {**model, **predictor.get("model", {})}
+    if prepared.delivered is not None and prepared.delivered.service_account is not None:
+        predictor.setdefault("serviceAccountName", prepared.delivered.service_account)
+    return [
+        prepared.runtime.serving_runtime(runtime_name, registry=getattr(scenario.cluster, "registry", None)),
+        {
+            "apiVersion": "serving.kserve.io/v1beta1",
+            "kind": "InferenceService",
+            "metadata": {"name": prepared.name, "namespace": namespace, "annotations": annotations},
+            "spec": {"predictor": predictor},
+        },
+    ]
+
+
+def placement(asked: dict[str, Any], cluster: ClusterChoice) -> dict[str, Any]:
+    """What lets pods that ask for GPUs onto the nodes that have them: tolerations of the pool's taints."""
+    gpu = getattr(cluster, "gpu", None)
+    if gpu is None or not any(str(key).startswith("nvidia.com/") for key in asked):
+        return {}
+    tolerations = [_toleration(taint) for taint in gpu.taints]
+    if isinstance(cluster, Aks) and gpu.spot:
+        tolerations.append(_toleration("kubernetes.azure.com/scalesetpriority=spot:NoSchedule"))
+    return {"tolerations": tolerations}
+
+
+def _toleration(taint: str) -> dict[str, str]:
+    left, _, effect = taint.rpartition(":")
+    key, separator, value = left.partition("=")
+    if not separator:
+        return {"key": key, "operator": "Exists", "effect": effect}
+    return {"key": key, "operator": "Equal", "value": value, "effect": effect}
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` merged into ``base``, object by object; other values of ``over`` stand in place of those of ``base``."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster, *, both: bool = True) -> Endpoint:
+    """How the service is reached: the ingress, asked for the host of ``status.url``. ``both``: its gRPC port too, which
+    on a real cluster is routed to only where the service exposes that one."""
+    url = (isvc.get("status") or {}).get("url")
+    host = urlsplit(url or "").hostname
+    if not host:
+        raise DeployError(f"InferenceService {prepared.name} is ready and its status has no url")
+    deviations: dict[str, Deviation] = {}
+    label = "custom"
+    if prepared.runtime is not None:
+        label = prepared.runtime.name
+        if prepared.model is not None:
+            deviations = prepared.runtime.deviations_for(prepared.model.spec.name)
+    return Endpoint(
+        service=prepared.name,
+        runtime=label,
+        url=f"{'https' if cluster.tls else 'http'}://{cluster.ingress}",
+        tls=cluster.tls,
+        grpc_tls=cluster.tls is not None,
+        inside=cluster.inside,
+        model=prepared.service.served_model or prepared.name,
+        host=host,
+        grpc_address=cluster.ingress if both or prepared.service.expose == "grpc" else "",
+        golden=prepared.model.golden if prepared.model else None,
+        deviations=deviations,
+    )
+
+
+async def through_ingress(endpoint: Endpoint) -> None:
+    """Returns when requests get through to the service: an ingress learns of it a moment after it is ready. An answer
+    that stays an error is for the suites to judge. Raises DeployError where nothing answers at all."""
+    deadline = time.monotonic() + INGRESS_S
+    async with endpoint.rest(5.0) as rest:
+        while True:
+            try:
+                answer = await rest.request("GET", f"{rest.model_path}/ready")
+                if answer.status not in (404, 502, 503) or time.monotonic() > deadline - INGRESS_S / 2:
+                    return
+            except UnreachableError as error:
+                if time.monotonic() > deadline:
+                    raise DeployError(
+                        f"InferenceService {endpoint.service} is ready, and the ingress at {endpoint.url} does not"
+                        f" answer for {endpoint.host}: {error}; where it is, cluster.reach can say"
+                    ) from error
+            await asyncio.sleep(0.5)
+
+
+def as_yaml(objects: list[dict[str, Any]]) -> str:
+    """Objects as they are in the cluster, without what only the API server needs."""
+    for item in objects:
+        (item.get("metadata") or {}).pop("managedFields", None)
+    return yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,151 @@
+"""One block: a stage of load on one variant, or a search for the highest rate that it bears, and a value a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from harness.errors import MeasurementError
+from harness.load.runner import Generators, LocalGenerators, Progress, WorkerError
+from harness.records import LoadResult, Outcome, SampleBatch
+from harness.stats import percentile
+from scenarios.suites.canary.counters import read
+from scenarios.suites.capacity import MOST_TRIALS, Search, Trial, bracket, next_rate
+from scenarios.suites.compare.contenders import Comparing, Contender, Present, Taken
+from scenarios.suites.load.plan import Plan
+from scenarios.suites.load.requests import build_job, wrong_answers
+from scenarios.suites.load.results import batch_of, judge_objective, summarize_stage
+
+ATTEMPTS = 3
+"""A block that this machine has disturbed is taken again so often."""
+JITTER = 0.1
+MOST_PER_S = 1e6
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+
+
+@dataclass
+class Block:
+    """``values`` by metric. ``batches`` are its samples."""
+
+    values: dict[str, float]
+    batches: list[SampleBatch]
+    requests: int = 0
+    failed: int = 0
+    wrong: list[str] = field(default_factory=list)
+    inspected: int = 0
+
+    def add(self, result: LoadResult, wrong: dict[int, str]) -> None:
+        self.requests += result.requests
+        self.failed += result.errors
+        self.wrong += list(wrong.values())[:3]
+        self.inspected += result.checked_answers
+
+
+class Blocks:
+    def __init__(self, wanted: Comparing, step: str, processes: int, note: Callable[[str], None]) -> None:
+        self.wanted = wanted
+        self.step = step
+        self.note = note
+        self.generators: Generators = LocalGenerators(processes)
+
+    async def take(self, number: int, round_: int, contender: Contender, present: Present, taken: Taken) -> Block:
+        """Raises MeasurementError where it could not be measured."""
+        before = await self._counted(present)
+        if "capacity" in self.wanted.metrics:
+            block = await self._search(number, round_, contender, present, taken)
+        else:
+            block = await self._load(number, round_, contender, present, taken)
+        after = await self._counted(present)
+        values, answered = block.values, block.requests - block.failed
+        if "cpu" in after:
+            values["cpu"] = max(after["cpu"] - before["cpu"], 0.0) / max(answered, 1)
+        if "memory" in after:
+            values["memory"] = max(before["memory"], after["memory"])
+        if present.cold_start_s is not None:
+            values["cold_start"] = present.cold_start_s
+        if contender.price_per_hour is not None and "cost" in self.wanted.metrics:
+            per_s = values["capacity"] if "capacity" in values else values["throughput"]
+            values["cost"] = contender.price_per_hour / 3600 / per_s * 1e6
+        return block
+
+    async def _load(self, number: int, round_: int, contender: Contender, present: Present, taken: Taken) -> Block:
+        for attempt in range(1, ATTEMPTS + 1):
+            # Every variant of a round has the same arrivals; every round has its own.
+            seed = contender.plan.seed + round_ * ATTEMPTS + attempt - 1
+            plan = replace(contender.plan, name=f"{self.step}-{number:03d}-{contender.name}", seed=seed)
+            result, batch, wrong = await self._stage(present, plan, taken)
+            if result.valid:
+                break
+            self.note(f"block {number} of {contender.name} is taken again: {result.invalid_reason}")
+        else:
+            raise MeasurementError(f"{self.step}: block {number} of {contender.name}: {result.invalid_reason}")
+        fine = np.sort(batch.latency_s[batch.error == 0])
+        if not fine.size:
+            raise MeasurementError(f"{self.step}: no request of block {number} of {contender.name} succeeded")
+        values = {name: percentile(fine, q) for name, q in _QUANTILES.items()}
+        values |= {"mean": float(fine.mean()), "throughput": result.achieved_rate_per_s}
+        block = Block(values, [batch])
+        block.add(result, wrong)
+        return block
+
+    async def _search(self, number: int, round_: int, contender: Contender, present: Present, taken: Taken) -> Block:
+        """The highest rate that meets the objectives. Rounds begin at rates of their own, so that the steps of the
+        search are not the same in each; variants of a round begin alike."""
+        drawn = float(np.random.default_rng((self.wanted.seed, round_)).uniform(1 - JITTER, 1 + JITTER))
+        begin = (contender.plan.rate_per_s or 1.0) * drawn
+        search = Search(contender.plan, begin, MOST_PER_S, self.wanted.tolerance, repeats=1)
+        trials: list[Trial] = []
+        block = Block({}, [])
+        while (rate := next_rate(trials, search)) is not None and len(trials) < MOST_TRIALS:
+            name = f"{self.step}-{number:03d}-{contender.name}-{len(trials) + 1:02d}"
+            seed = contender.plan.seed + round_ * MOST_TRIALS + len(trials)
+            result, batch, wrong = await self._stage(
+                present, replace(contender.plan, name=name, rate_per_s=rate, seed=seed), taken
+            )
+            outcomes = [judge_objective(objective, result)[0] for objective in contender.plan.objectives]
+            if Outcome.ERROR in outcomes:
+                raise MeasurementError(f"{name}: at {rate:.4g}/s the trial is not valid: {result.invalid_reason}")
+            trials.append(Trial(rate, not wrong and all(outcome is Outcome.PASSED for outcome in outcomes)))
+            block.batches.append(batch)
+            block.add(result, wrong)
+        low, _ = bracket(trials, 1)
+        if low is None:
+            raise MeasurementError(
+                f"{self.step}: {contender.name} met its objectives at no rate down to"
+                f" {min(trial.rate_per_s for trial in trials):.4g}/s; begin with a lower 'rate'"
+            )
+        # What failed at rates that are too high says nothing against a variant.
+        block.requests, block.failed = sum(len(batch) for batch in block.batches), 0
+        block.values = {"capacity": low}
+        return block
+
+    async def _stage(
+        self, present: Present, plan: Plan, taken: Taken
+    ) -> tuple[LoadResult, SampleBatch, dict[int, str]]:
+        encoded = taken.encoded
+        job = build_job(present.endpoint, plan, encoded)
+        due = plan.due_ns() if plan.open_loop else None
+
+        def show(progress: Progress) -> None:
+            pass  # a block is over in seconds; the suite says which it is
+
+        try:
+            stage = await self.generators.run(job, [item.body for item in encoded], due, show)
+        except WorkerError as error:
+            raise MeasurementError(f"{plan.name}: {error}") from error
+        batch = batch_of(present.endpoint, plan, stage.columns)
+        if not len(batch):
+            raise MeasurementError(f"{plan.name}: the block ended before its warm-up did")
+        result = summarize_stage(present.endpoint, plan, stage.columns, batch, stage, "", 0.0, self.generators.count)
+        return result, batch, wrong_answers(plan.protocol, stage, encoded, job.cycle)
+
+    async def _counted(self, present: Present) -> dict[str, float]:
+        """CPU seconds and memory of the pods of a variant, where the scenario says how they tell."""
+        found: dict[str, float] = {}
+        for name, counter in (("cpu", self.wanted.cpu), ("memory", self.wanted.memory)):
+            if counter is not None and present.deployed is not None:
+                reading = await read(present.deployed, counter)
+                found[name] = sum(value for _, value in reading.pods.values())
+        return found
