@@ -27,7 +27,7 @@ def compare_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN…", help="run directories; the first is the baseline")],
     margin: Annotated[str, typer.Option(help="what counts as equivalent")] = f"{MARGIN:.0%}",
     confidence: Annotated[float, typer.Option(help="of all verdicts together")] = CONFIDENCE,
-    metric: Annotated[list[str] | None, typer.Option(help="p50, p90, p95, p99; all by default")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="p50, p90, p95, p99, cold_start; all by default")] = None,
     fail_on: Annotated[
         list[str] | None, typer.Option(metavar="VERDICT", help="slower, undecided, faster, or checks: exit code 1 then")
     ] = None,
@@ -41,9 +41,10 @@ def compare_command(
     share = share_of("--margin", margin)
     if not 0 < share < 1 or not 0.5 <= confidence < 1:
         raise UsageError("expected a --margin above 0 and below 1, and a --confidence from 0.5 to below 1")
-    metrics = metric or list(QUANTILES)
-    if unknown := [name for name in metrics if name not in QUANTILES]:
-        raise UsageError(f"--metric {unknown[0]!r}: expected one of {', '.join(QUANTILES)}")
+    known = [*QUANTILES, "cold_start"]
+    metrics = metric or known
+    if unknown := [name for name in metrics if name not in known]:
+        raise UsageError(f"--metric {unknown[0]!r}: expected one of {', '.join(known)}")
     gates = fail_on or []
     if unknown := [name for name in gates if name not in ("slower", "undecided", "faster", "checks")]:
         raise UsageError(f"--fail-on {unknown[0]!r}: expected slower, undecided, faster or checks")
@@ -56,11 +57,12 @@ def compare_command(
             f"{' and '.join(map(str, runs))} have nothing in common: no stage of load of the same step and service with"
             f" at least {LEAST_BLOCKS * 10} requests, and no check"
         )
-    text = _text(comparisons, changed)
+    once = {str(path): measured_once(read[0], run) for path, run in zip(runs[1:], read[1:], strict=True)}
+    text = _text(comparisons, once, changed)
     if markdown is not None:
         write_atomic(markdown, text)
     if json:
-        data = {"comparisons": [asdict(item) for item in comparisons], "checks": changed}
+        data = {"comparisons": [asdict(item) for item in comparisons], "measured_once": once, "checks": changed}
         emit_json(json, data)
     if json != "-":
         print(text, end="")
@@ -69,47 +71,78 @@ def compare_command(
     raise typer.Exit(EXIT_FAILED if failing else 0)
 
 
+Values = dict[tuple[str, str, str], list[float]]
+"""Seconds by service, step and metric."""
+
+
 def compare_runs(
     read: list[Run], names: list[Path], metrics: list[str], margin: float, confidence: float
 ) -> list[Comparison]:
-    """Stages of the same step and service. Each is cut into blocks of time; blocks of different runs are not paired."""
-    pairs: list[tuple[LoadResult, LoadResult, dict[str, list[float]], dict[str, list[float]], str]] = []
-    for name, run in zip(names[1:], read[1:], strict=True):
-        mine = {(load.step, load.service): load for load in run.loads}
-        for load in read[0].loads:
-            other = mine.get((load.step, load.service))
-            if other is None:
-                continue
-            a, b = blocks_of(read[0], load), blocks_of(run, other)
-            if a and b:
-                pairs.append((load, other, a, b, str(name)))
-    found = []
-    each = corrected(confidence, len(pairs) * len(metrics))
-    for load, _, a, b, variant in pairs:
-        for metric in metrics:
-            ratio = unpaired_ratio(a[metric], b[metric], margin=margin, confidence=each, seed=load.seed)
-            found.append(
-                Comparison(
-                    service=load.service,
-                    step=load.step,
-                    baseline=str(names[0]),
-                    variant=variant,
-                    metric=metric,
-                    unit="s",
-                    baseline_value=float(np.median(a[metric])),
-                    variant_value=float(np.median(b[metric])),
-                    ratio=ratio.ratio,
-                    low=ratio.low,
-                    high=ratio.high,
-                    confidence=each,
-                    margin=margin,
-                    verdict=str(ratio.verdict),
-                    blocks=ratio.blocks,
-                    needed=ratio.needed,
-                    paired=False,
-                )
+    """What the baseline and another run have both measured often enough; nothing of different runs is paired."""
+    baseline = values_of(read[0], metrics)
+    pairs = [
+        (key, a, found[key], str(name))
+        for name, run in zip(names[1:], read[1:], strict=True)
+        for found in [values_of(run, metrics)]
+        for key, a in baseline.items()
+        if key in found
+    ]
+    each = corrected(confidence, len(pairs))
+    result = []
+    for (service, step, metric), a, b, variant in pairs:
+        ratio = unpaired_ratio(a, b, margin=margin, confidence=each)
+        result.append(
+            Comparison(
+                service=service,
+                step=step,
+                baseline=str(names[0]),
+                variant=variant,
+                metric=metric,
+                unit="s",
+                baseline_value=float(np.median(a)),
+                variant_value=float(np.median(b)),
+                ratio=ratio.ratio,
+                low=ratio.low,
+                high=ratio.high,
+                confidence=each,
+                margin=margin,
+                verdict=str(ratio.verdict),
+                blocks=ratio.blocks,
+                needed=ratio.needed,
+                paired=False,
             )
+        )
+    return result
+
+
+def values_of(run: Run, metrics: list[str]) -> Values:
+    """Percentiles of stretches of each stage of load, and the trials of cold starts."""
+    found: Values = {}
+    for load in run.loads:
+        for metric, values in blocks_of(run, load).items():
+            if metric in metrics:
+                found[load.service, load.step, metric] = values
+    for series in run.series:
+        if series.kind == "cold-start" and "cold_start" in metrics:
+            totals = np.sum([np.array(column) for column in series.columns.values()], axis=0)
+            totals = totals[np.isfinite(totals)]
+            if totals.size >= LEAST_BLOCKS:
+                found[series.service, series.step, "cold_start"] = [float(value) for value in totals]
     return found
+
+
+def measured_once(baseline: Run, other: Run) -> list[dict[str, Any]]:
+    """Capacities of the same step and service: one value each, so that nothing can be said of chance."""
+
+    def capacities(run: Run) -> dict[tuple[str, str], float]:
+        return {(item.service, item.step): item.value for item in run.measurements if item.name == "capacity"}
+
+    before, after = capacities(baseline), capacities(other)
+    return [
+        {"service": key[0], "step": key[1], "metric": "capacity", "was": before[key], "now": after[key]}
+        for key in before
+        if key in after
+    ]
 
 
 def blocks_of(run: Run, load: LoadResult) -> dict[str, list[float]]:
@@ -169,7 +202,10 @@ def changed_checks(baseline: Run, other: Run) -> list[dict[str, Any]]:
     return sorted(found, key=lambda item: not item["worse"])
 
 
-def _text(comparisons: list[Comparison], changed: dict[str, list[dict[str, Any]]]) -> str:
+Listed = dict[str, list[dict[str, Any]]]
+
+
+def _text(comparisons: list[Comparison], once: Listed, changed: Listed) -> str:
     """Markdown that reads well in a terminal."""
     lines: list[str] = []
     for part in parts_of(comparisons, []):
@@ -181,6 +217,14 @@ def _text(comparisons: list[Comparison], changed: dict[str, list[dict[str, Any]]
             if number == 0:
                 lines.append("|" + "|".join("-" * (width + 2) for width in widths) + "|")
         lines += ["", how(part.rows), ""]
+    for name, items in once.items():
+        if items:
+            lines += [f"## Measured once: {name}", ""]
+            lines += [
+                f"- capacity of {item['service']}, {item['step']}: {item['was']:.4g}/s, now {item['now']:.4g}/s"
+                for item in items
+            ]
+            lines.append("")
     for name, items in changed.items():
         lines += [
             f"## Checks of {name}: {len(items)} differ, {sum(item['worse'] for item in items)} of them for the worse",

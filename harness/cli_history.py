@@ -111,6 +111,11 @@ def shown(trend: Trend, value: float) -> str:
 
 
 def _print(runs: list[Run], found: list[Trend], problems: list[str]) -> None:
+    if len(runs) == 1:
+        print(f"one finished run, {runs[0].directory.name}: a trend needs two of the same scenario or more")
+        for text in problems:
+            print(f"left out: {text}")
+        return
     table = Table("metric", "runs", "first", "newest", "changed at", "newest run", box=None, pad_edge=False)
     for item in found:
         changed = ", ".join(item.points[place].run for place in item.changes) or "–"

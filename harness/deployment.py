@@ -116,9 +116,9 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster, *, both: bool = True) -> Endpoint:
-    """How the service is reached: the ingress, asked for the host of ``status.url``. ``both``: its gRPC port too, which
-    on a real cluster is routed to only where the service exposes that one."""
+def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster, *, embedded: bool = True) -> Endpoint:
+    """How the service is reached: the ingress, asked for the host of ``status.url``. A real cluster routes to the gRPC
+    port only where the service exposes that one, and its images may call a model by its folder."""
     url = (isvc.get("status") or {}).get("url")
     host = urlsplit(url or "").hostname
     if not host:
@@ -129,6 +129,9 @@ def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster, *, b
         label = prepared.runtime.name
         if prepared.model is not None:
             deviations = prepared.runtime.deviations_for(prepared.model.spec.name)
+    model = prepared.name
+    if not embedded and prepared.runtime is not None and prepared.runtime.spec.model_name == "model" and prepared.model:
+        model = prepared.model.spec.name
     return Endpoint(
         service=prepared.name,
         runtime=label,
@@ -136,9 +139,9 @@ def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster, *, b
         tls=cluster.tls,
         grpc_tls=cluster.tls is not None,
         inside=cluster.inside,
-        model=prepared.service.served_model or prepared.name,
+        model=prepared.service.served_model or model,
         host=host,
-        grpc_address=cluster.ingress if both or prepared.service.expose == "grpc" else "",
+        grpc_address=cluster.ingress if embedded or prepared.service.expose == "grpc" else "",
         golden=prepared.model.golden if prepared.model else None,
         deviations=deviations,
     )

@@ -264,8 +264,8 @@ class Engine:
         isvc = await kserve.wait_ready(
             item.name, item.service.ready_within, lambda text: self.observer.status(f"{item.name}: {text}")
         )
-        both = str(self.store.info["kubernetes"]).endswith(EMBEDDED)
-        endpoint = await asyncio.to_thread(partial(endpoint_of, item, isvc, cluster, both=both))
+        embedded = str(self.store.info["kubernetes"]).endswith(EMBEDDED)
+        endpoint = await asyncio.to_thread(partial(endpoint_of, item, isvc, cluster, embedded=embedded))
         if not isinstance(self.scenario.cluster, Local):
             await through_ingress(endpoint)
         return Deployed(kserve, endpoint, wanted[-1], partial(self._variant, kserve, item))

@@ -55,6 +55,8 @@ class RuntimeSpec(Strict):
     """Container ports, as in the ServingRuntime manifest."""
     protocols: list[Literal["rest", "binary", "grpc", "repository", "statistics", "metrics", "openai", "generate"]]
     model_formats: list[str]
+    model_name: Literal["service", "model"] = "service"
+    """What the served model is called in a cluster that pulls images: by the service, or by its own folder."""
     serving_runtime: dict[str, Any]
     """Spec of the ServingRuntime; the container's image is filled in from the version."""
 
@@ -77,6 +79,8 @@ class ModelSpec(Strict):
     builder: str
     runtime: str
     """The runtime in whose environment the model is built, because its framework lives there."""
+    sources: list[str] = Field(default_factory=list)
+    """Other files that the builder reads, below the catalog of runtimes."""
     arguments: list[str] = Field(default_factory=list)
 
 
@@ -302,7 +306,7 @@ def planned_model(name: str) -> BuiltModel:
     spec = find_model(name)
     builder = CATALOG / "models" / spec.builder
     python = find_runtime(spec.runtime).interpreter
-    sources = [builder, CATALOG / "models" / "golden.py"]
+    sources = [builder, CATALOG / "models" / "golden.py", *(CATALOG / name for name in spec.sources)]
     made_of = b"\0".join(
         [path.read_bytes() for path in sources] + [str(python).encode(), " ".join(spec.arguments).encode()]
     )

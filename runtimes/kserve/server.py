@@ -1,4 +1,5 @@
-"""A KServe model server for a TorchScript module: the model directory holds ``model.pt`` and ``model.json``."""
+"""A KServe model server. The model directory holds ``model.json`` and, for a TorchScript module, ``model.pt``; without
+one the model returns its inputs."""
 
 import argparse
 import json
@@ -13,20 +14,13 @@ from kserve.utils.utils import generate_uuid
 DTYPES = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64, "INT32": np.int32}
 
 
-class TorchScriptModel(Model):
+class DescribedModel(Model):
+    """Its tensors are those of ``model.json``. A subclass says what becomes of the inputs."""
+
     def __init__(self, name: str, directory: Path) -> None:
         super().__init__(name)
         self.directory = directory
-
-    def load(self) -> bool:
-        self.tensors = json.loads((self.directory / "model.json").read_text())
-        self.module = torch.jit.load(self.directory / "model.pt", map_location="cpu").eval()
-        # One pass before readiness: TorchScript specializes on its first calls.
-        shapes = [[1 if size < 0 else size for size in item["shape"]] for item in self.tensors["inputs"]]
-        with torch.inference_mode():
-            self.module(*(torch.zeros(shape) for shape in shapes))
-        self.ready = True
-        return self.ready
+        self.tensors = json.loads((directory / "model.json").read_text())
 
     async def get_input_types(self):
         return self.tensors["inputs"]
@@ -34,20 +28,19 @@ class TorchScriptModel(Model):
     async def get_output_types(self):
         return self.tensors["outputs"]
 
+    def infer(self, inputs):
+        """Arrays in the order of the model's outputs, from those of its inputs."""
+        raise NotImplementedError
+
     def predict(self, payload, headers=None, response_headers=None):
         by_name = {item.name: item for item in payload.inputs}
-        arguments = []
+        arrays = []
         for spec in self.tensors["inputs"]:
             if spec["name"] not in by_name:
                 raise InvalidInput(f"missing input {spec['name']}")
-            array = by_name[spec["name"]].as_numpy()
-            arguments.append(torch.from_numpy(np.ascontiguousarray(array, dtype=DTYPES[spec["datatype"]])))
-        with torch.inference_mode():
-            result = self.module(*arguments)
-        results = result if isinstance(result, tuple) else (result,)
+            arrays.append(np.ascontiguousarray(by_name[spec["name"]].as_numpy(), dtype=DTYPES[spec["datatype"]]))
         outputs = []
-        for spec, tensor in zip(self.tensors["outputs"], results, strict=True):
-            array = tensor.numpy()
+        for spec, array in zip(self.tensors["outputs"], self.infer(arrays), strict=True):
             output = InferOutput(name=spec["name"], shape=list(array.shape), datatype=spec["datatype"])
             output.set_data_from_numpy(array, binary_data=payload.use_binary_outputs)
             outputs.append(output)
@@ -60,11 +53,37 @@ class TorchScriptModel(Model):
         )
 
 
+class TorchScriptModel(DescribedModel):
+    def load(self) -> bool:
+        self.module = torch.jit.load(self.directory / "model.pt", map_location="cpu").eval()
+        # One pass before readiness: TorchScript specializes on its first calls.
+        shapes = [[1 if size < 0 else size for size in item["shape"]] for item in self.tensors["inputs"]]
+        with torch.inference_mode():
+            self.module(*(torch.zeros(shape) for shape in shapes))
+        self.ready = True
+        return self.ready
+
+    def infer(self, inputs):
+        with torch.inference_mode():
+            result = self.module(*(torch.from_numpy(array) for array in inputs))
+        return [tensor.numpy() for tensor in (result if isinstance(result, tuple) else (result,))]
+
+
+class IdentityModel(DescribedModel):
+    def load(self) -> bool:
+        self.ready = True
+        return self.ready
+
+    def infer(self, inputs):
+        return inputs
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(parents=[model_server.parser])
     parser.add_argument("--model_dir", type=Path, required=True)
     arguments, _ = parser.parse_known_args()
     torch.set_num_threads(1)
-    model = TorchScriptModel(arguments.model_name, arguments.model_dir)
+    kind = TorchScriptModel if (arguments.model_dir / "model.pt").exists() else IdentityModel
+    model = kind(arguments.model_name, arguments.model_dir)
     model.load()
     ModelServer().start([model])

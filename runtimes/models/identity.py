@@ -1,17 +1,22 @@
-"""``identity.py --out DIR [--half]``: the identity model of the reference server."""
+"""``identity.py --out DIR --name NAME [--datatypes A,B]``: a model that returns its inputs, for all servers that can.
+
+Its folder is a model of the reference server and KServe's (``model.json``), of MLServer (``model-settings.json``) and,
+as a repository that holds the folder NAME, of Triton.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from golden import write  # type: ignore[import-not-found,unused-ignore]
 
+CATALOG = Path(__file__).resolve().parent.parent
 FULL = ["BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP32", "FP64", "BYTES"]
-HALF = ["FP16", "BF16"]
 DTYPES = {
     "BOOL": np.bool_,
     "UINT8": np.uint8,
@@ -52,12 +57,31 @@ def values(datatype: str, batch: int, generator: np.random.Generator) -> Any:
     return array
 
 
+def triton_config(description: dict[str, Any]) -> str:
+    """Every dimension is the model's own, so that Triton does not batch; the model's name is its folder's."""
+
+    def tensors(key: str) -> str:
+        parts = []
+        for item in description[key]:
+            kind = "STRING" if item["datatype"] == "BYTES" else item["datatype"]
+            dims = ", ".join(map(str, item["shape"]))
+            parts.append(f'{{ name: "{item["name"]}" data_type: TYPE_{kind} dims: [ {dims} ] }}')
+        return ", ".join(parts)
+
+    return (
+        'backend: "python"\nmax_batch_size: 0\n'
+        f"input [ {tensors('inputs')} ]\noutput [ {tensors('outputs')} ]\n"
+        "instance_group [ { kind: KIND_CPU count: 1 } ]\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--half", action="store_true")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--datatypes", default=",".join(FULL))
     arguments = parser.parse_args()
-    datatypes = HALF if arguments.half else FULL
+    datatypes = arguments.datatypes.split(",")
 
     def tensors(prefix: str) -> list[dict[str, Any]]:
         return [{"name": f"{prefix}_{kind}", "datatype": kind, "shape": [-1, WIDTH]} for kind in datatypes]
@@ -66,6 +90,12 @@ def main() -> None:
     artifacts.mkdir()
     description = {"platform": "servecert_identity", "inputs": tensors("INPUT"), "outputs": tensors("OUTPUT")}
     (artifacts / "model.json").write_text(json.dumps(description, indent=1))
+    (artifacts / "model-settings.json").write_text(json.dumps({"implementation": "identity_model.IdentityModel"}))
+    shutil.copy(CATALOG / "mlserver" / "identity_model.py", artifacts)
+    version = artifacts / arguments.name / "1"
+    version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text(triton_config(description))
+    shutil.copy(CATALOG / "triton" / "identity_model.py", version / "model.py")
     generator = np.random.default_rng(20240229)
     cases = []
     for batch in (1, 1, 2, 8):

@@ -135,3 +135,12 @@ def test_a_bucket_is_read_as_a_folder_is(nights: Path) -> None:
     missing = servecert("history", "s3://nobody/nothing")
     assert missing.returncode == 2
     assert "cannot read s3://nobody/nothing" in missing.stderr
+
+
+def test_one_run_is_no_trend_and_says_so(tmp_path: Path) -> None:
+    make(tmp_path, 1, 0.04)
+    result = servecert("history", str(tmp_path))
+    assert result.returncode == 0
+    assert "one finished run, night-01: a trend needs two" in result.stdout
+    gate = servecert("history", str(tmp_path), "--fail-on", "regression")
+    assert gate.returncode == 3, "nothing was judged, which is no pass"

@@ -15,7 +15,17 @@ import yaml
 
 from harness.endpoint import Endpoint
 from harness.errors import ScenarioError
-from harness.records import CheckResult, Comparison, Level, Outcome, ParityResult, Record, SampleBatch, Series
+from harness.records import (
+    CheckResult,
+    Comparison,
+    Level,
+    Measurement,
+    Outcome,
+    ParityResult,
+    Record,
+    SampleBatch,
+    Series,
+)
 from harness.runstore import RunStore, read_run
 from harness.runtimes import build_model
 from harness.scenario import load_scenario
@@ -309,6 +319,25 @@ def test_run_directories(tmp_path: Path) -> None:
     nothing = servecert("compare", names[0], str(tmp_path))
     assert nothing.returncode == 3
     assert "is not a run directory" in nothing.stderr
+
+
+def test_cold_starts_and_capacities_of_run_directories(tmp_path: Path) -> None:
+    for name, level_s, capacity in (("a", 1.0, 200.0), ("b", 1.5, 150.0)):
+        drawn = np.random.default_rng(int(10 * level_s)).normal(level_s, 0.02, (8, 2)) / 2
+        store = RunStore(tmp_path / name, "run", seed=1)
+        store.add(Series("cold-start", "svc", "1", {"created": drawn[:, 0].tolist(), "ready": drawn[:, 1].tolist()}))
+        store.add(Measurement("capacity", capacity, "1/s", 9, "svc", "2"))
+        store.finish(0)
+        store.close()
+    result = servecert("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json", "-")
+    assert result.returncode == 0, result.stderr
+    data = json.loads(result.stdout)
+    (cold,) = data["comparisons"]
+    assert (cold["metric"], cold["verdict"], cold["blocks"]) == ("cold_start", "slower", 8)
+    assert cold["ratio"] == pytest.approx(1.5, rel=0.05)
+    assert data["measured_once"][str(tmp_path / "b")] == [
+        {"service": "svc", "step": "2", "metric": "capacity", "was": 200.0, "now": 150.0}
+    ]
 
 
 def test_two_runs_that_have_nothing_in_common_are_not_equal(tmp_path: Path) -> None:
