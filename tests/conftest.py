@@ -14,6 +14,32 @@ from tests.helpers import Reference, reference_server
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
 
 
+ALONE = (
+    "tests/harness/load/",
+    "tests/scenarios/",
+    "tests/faults/test_cluster_suites.py",
+    "tests/cluster/test_generators.py",
+    "tests/cluster/test_scaling.py",
+    "tests/cluster/test_standard.py",
+    "tests/test_cli.py",
+    "tests/test_quickstart.py",
+    "tests/test_terminal.py",
+)
+"""Tests of load and of reactions in time: others beside them would be in what they measure."""
+TOGETHER = {"tests/runtimes/": "runtimes"}
+"""Tests that look at each other's processes, and so belong to one worker."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.nodeid
+        if place.startswith(ALONE):
+            item.add_marker(pytest.mark.alone)
+        for folder, group in TOGETHER.items():
+            if place.startswith(folder):
+                item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def identity() -> BuiltModel:
     return build_model("identity")

@@ -20,7 +20,7 @@ import pytest
 from harness.endpoint import Endpoint
 from harness.load.recording import ERRORS
 from harness.load.runner import StageResult
-from harness.records import LoadResult
+from harness.records import LoadResult, TimelineEvent
 from harness.runstore import RunStore, read_run
 from harness.slo import parse_slo
 from harness.units import format_duration
@@ -80,6 +80,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for item in judge(endpoint, plan, result, {}, [], [0], 1.0):
         store.add(item)
     store.add(check(step="0"))
+    for source, moment_s in (("kubernetes", 7.5), ("kubernetes", 100.0), ("servecert", 8.0)):
+        store.add(TimelineEvent(source, "pod/a", "Killing", monotonic_s=moment_s))
     store.finish(0)
     store.close()
     write_reports(store.directory)
@@ -229,6 +231,12 @@ def test_samples_as_csv_are_the_same_samples(directory: Path, samples: pd.DataFr
     unknown = servecert("samples", str(directory), "nothing")
     assert unknown.returncode == 2
     assert "no stage of load is called 'nothing'; there are: 1-load-svc" in unknown.stderr
+
+
+def test_timeline_marks_what_happened_on_the_cluster_meanwhile(directory: Path) -> None:
+    """The stage began at 5 s of the clock that events have."""
+    page = (directory / "report.html").read_text()
+    assert re.findall(r"<li>([\d.]+ s: [^<]+)</li>", page) == ["2.5 s: pod/a: Killing"]
 
 
 def test_plots_draw_the_samples(directory: Path, samples: pd.DataFrame) -> None:
