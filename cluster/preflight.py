@@ -6,6 +6,7 @@ would allow it, and is no failure.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import time
@@ -185,7 +186,8 @@ def _room(subject: _Subject) -> Iterator[Finding]:
     """Whether some node could take a pod of each service, and whether there are GPUs for all."""
     nodes = [node for node in subject.kube.list("v1", "nodes") if _schedulable(node)]
     needed: dict[str, float] = {}
-    grows = getattr(subject.scenario.cluster, "gpu", None) is not None
+    pool = getattr(subject.scenario.cluster, "gpu", None) is not None
+    autoscaler = _autoscaler(subject.kube)
     for name, service in subject.scenario.services.items():
         asked = {key: parse_quantity(value) or 0.0 for key, value in subject.resources(service).items()}
         gpus = {key: value for key, value in asked.items() if key.startswith("nvidia.com/")}
@@ -200,8 +202,11 @@ def _room(subject: _Subject) -> Iterator[Finding]:
             yield Finding(
                 f"node.{name}", Answer.PASSED, needs, f"{len(fitting)} of {len(nodes)} nodes are large enough"
             )
-        elif grows and gpus:
+        elif pool and gpus:
             yield Finding(f"node.{name}", Answer.UNKNOWN, needs, "none now; the pool of GPU nodes can grow")
+        elif autoscaler:
+            what = f"none of {len(nodes)} now; {autoscaler} may add one that is large enough"
+            yield Finding(f"node.{name}", Answer.UNKNOWN, needs, what)
         else:
             best = ", ".join(f"{key} {max((_allocatable(node, key) for node in nodes), default=0):g}" for key in asked)
             yield Finding(
@@ -214,7 +219,7 @@ def _room(subject: _Subject) -> Iterator[Finding]:
     for key, value in needed.items():
         total = sum(_allocatable(node, key) for node in nodes)
         enough = total >= value
-        answer = Answer.PASSED if enough else Answer.UNKNOWN if grows else Answer.FAILED
+        answer = Answer.PASSED if enough else Answer.UNKNOWN if pool or autoscaler else Answer.FAILED
         yield Finding(
             f"gpu.{key}",
             answer,
@@ -222,6 +227,17 @@ def _room(subject: _Subject) -> Iterator[Finding]:
             f"{total:g} on {len(nodes)} nodes",
             "" if enough else "add GPU nodes; is the device plugin there?",
         )
+
+
+def _autoscaler(kube: Kube) -> str:
+    """What adds nodes to this cluster, as far as it leaves traces in the API; empty where there is none. Managed ones
+    (GKE's, AKS's) write the same status that the cluster autoscaler does."""
+    with contextlib.suppress(ClusterError):  # who may not look there is told what the nodes say
+        if kube.get("v1", "configmaps", "cluster-autoscaler-status", "kube-system") is not None:
+            return "the cluster autoscaler"
+    if kube.serves("karpenter.sh/v1", "nodepools") and kube.list("karpenter.sh/v1", "nodepools"):
+        return "Karpenter"
+    return ""
 
 
 def _schedulable(node: Object) -> bool:

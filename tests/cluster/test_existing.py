@@ -363,6 +363,16 @@ def test_preflight_notices(
     assert failed[name].fix
 
 
+def test_preflight_knows_that_nodes_may_be_added(tmp_path: Path, cluster: LocalCluster, kube: Kube) -> None:
+    large = {"predictor": {"model": {"resources": {"limits": {"memory": "900Ti", "nvidia.com/gpu": 1}}}}}
+    status = {"metadata": {"name": "cluster-autoscaler-status"}, "data": {"status": "autoscalerStatus: Running"}}
+    path = "/api/v1/namespaces/kube-system/configmaps"
+    with objects(kube, (path, status)):
+        found = {item.id: item for item in preflight(load_scenario(scenario(tmp_path, cluster, service=large)), kube)}
+    assert found["node.echo"].answer is found["gpu.nvidia.com/gpu"].answer is Answer.UNKNOWN
+    assert "the cluster autoscaler may add one" in found["node.echo"].found
+
+
 class _Bare:
     """What a Kubernetes without KServe answers, and one with few rights."""
 
