@@ -135,9 +135,9 @@ def _studentized(mean: float, error: float, t_values: Values, confidence: float,
         return mean, mean  # all blocks gave the same: nothing varies
     tail = (1 - confidence) / 2
     if n < BOOTSTRAP_BLOCKS:
-        from scipy.stats import t as student
+        from scipy.special import stdtrit
 
-        upper = float(student.ppf(1 - tail, n - 1))
+        upper = float(stdtrit(n - 1, 1 - tail))
         lower = -upper
     else:
         upper, lower = np.quantile(t_values, [1 - tail, tail])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
@@ -22,20 +23,52 @@ def percentile(ordered: Samples, q: float) -> float:
     return float(ordered[rank - 1])
 
 
+def binomial_quantile(share: float, n: int, p: float) -> int:
+    """The smallest count that ``n`` draws with chance ``p`` stay at or below with chance ``share``."""
+    return _first(n, lambda count: binomial_cdf(count, n, p) >= share)
+
+
+def binomial_cdf(count: int, n: int, p: float) -> float:
+    """The chance that ``n`` draws with chance ``p`` give at most ``count``."""
+    # scipy.stats has this too, and takes a second to import, which every command that measures would wait for;
+    # scipy.special's own binomial functions lose digits for millions of draws, its beta function does not.
+    from scipy.special import betainc
+
+    if count < 0:
+        return 0.0
+    return 1.0 if count >= n else float(betainc(n - count, count + 1, 1 - p))
+
+
+def binomial_sf(count: int, n: int, p: float) -> float:
+    """The chance of more than ``count``, with all its digits where it is small."""
+    from scipy.special import betainc
+
+    if count < 0:
+        return 1.0
+    return 0.0 if count >= n else float(betainc(count + 1, n - count, p))
+
+
+def _first(n: int, holds: Callable[[int], bool]) -> int:
+    """The first count up to ``n`` for which ``holds``, which then holds for all above it."""
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
 def percentile_interval(ordered: Samples, q: float, confidence: float = 0.95) -> tuple[float, float] | None:
     """A distribution-free confidence interval of a percentile, by order statistics (binomial ranks).
 
     None where the sample is too small to hold one: there is no rank above p99.9 in 100 samples.
     Source: David and Nagaraja, Order Statistics, 7.1.
     """
-    from scipy.stats import binom  # takes half a second, which commands that measure nothing need not spend
-
     n = int(ordered.size)
     if n == 0:
         return None
     tail = (1 - confidence) / 2
-    low = int(binom.ppf(tail, n, q))
-    high = int(binom.ppf(1 - tail, n, q)) + 1
+    low = binomial_quantile(tail, n, q)
+    high = binomial_quantile(1 - tail, n, q) + 1
     if low < 1 or high > n:
         return None
     return float(ordered[low - 1]), float(ordered[high - 1])
@@ -74,9 +107,7 @@ def goodput(latency_s: Samples, failed: npt.NDArray[np.bool_], bound_s: float, d
 def accepted_counts(n: int, p: float, alpha: float) -> tuple[int, int]:
     """The counts, both included, that an exact two-sided test of size ``alpha`` accepts of ``n`` draws with chance
     ``p``."""
-    from scipy.stats import binom
-
-    return int(binom.ppf(alpha / 2, n, p)), int(binom.isf(alpha / 2, n, p))
+    return binomial_quantile(alpha / 2, n, p), _first(n, lambda count: binomial_sf(count, n, p) <= alpha / 2)
 
 
 def binomial_p_value(successes: int, n: int, p: float) -> float:
@@ -89,15 +120,13 @@ def binomial_p_value(successes: int, n: int, p: float) -> float:
 def draws_needed(p: float, resolution: float, alpha: float, power: float) -> int:
     """How many draws an exact test of size ``alpha`` needs to find, with chance ``power``, that ``p`` is off by
     ``resolution`` in either direction."""
-    from scipy.stats import binom
-
     others = [other for other in (p - resolution, p + resolution) if 0 < other < 1] or [0.5]
     z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
     spread = z_alpha * math.sqrt(p * (1 - p)) + z_power * max(math.sqrt(other * (1 - other)) for other in others)
     n = math.ceil((spread / resolution) ** 2)
     while True:
         low, high = accepted_counts(n, p, alpha)
-        missed = max(float(binom.cdf(high, n, other) - binom.cdf(low - 1, n, other)) for other in others)
+        missed = max(binomial_cdf(high, n, other) - binomial_cdf(low - 1, n, other) for other in others)
         if missed <= 1 - power:
             return n
         n = math.ceil(n * 1.05)

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.stats import percentile, percentile_interval, percentile_intervals, summarize, wilson
+from harness.stats import (
+    accepted_counts,
+    binomial_quantile,
+    percentile,
+    percentile_interval,
+    percentile_intervals,
+    summarize,
+    wilson,
+)
 
 
 def test_percentiles_are_samples_that_occurred() -> None:
@@ -47,3 +55,15 @@ def test_wilson_interval() -> None:
     assert high == pytest.approx(0.1744, abs=1e-3)
     assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(0, 50)[0] == pytest.approx(0)
+
+
+def test_binomial_quantiles_are_those_of_scipy() -> None:
+    generator = np.random.default_rng(2)
+    for _ in range(3000):
+        n = int(generator.choice([1, 2, 10, 100, 1000, 50_000, 18_000_000]))
+        p = float(generator.choice([0.5, 0.9, 0.99, 0.999, 0.01, generator.uniform(0.001, 0.999)]))
+        share = float(generator.choice([0.025, 0.975, 0.0005, 0.9995, generator.uniform(0.001, 0.999)]))
+        assert binomial_quantile(share, n, p) == int(scipy_stats.binom.ppf(share, n, p)), (share, n, p)
+        alpha = float(generator.choice([0.05, 0.001, 1e-6]))
+        low, high = scipy_stats.binom.ppf(alpha / 2, n, p), scipy_stats.binom.isf(alpha / 2, n, p)
+        assert accepted_counts(n, p, alpha) == (int(low), int(high)), (n, p, alpha)
