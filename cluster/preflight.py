@@ -21,7 +21,7 @@ from harness.cluster_model import Existing, Local, Reach
 from harness.errors import ClusterError, RuntimeSpecError
 from harness.lint.manifests import parse_quantity
 from harness.runtimes import find_runtime, requested
-from harness.scenario_model import ProbesStep, Scenario, Service
+from harness.scenario_model import CompareStep, ProbesStep, Scenario, Service, Step
 
 Object = dict[str, Any]
 OLDEST = (1, 28)
@@ -154,6 +154,12 @@ def _knative(subject: _Subject) -> Iterator[Finding]:
         yield from _deployments(subject.kube, "knative-serving", names, "install Knative Serving")
 
 
+def _asks_kubelets(step: Step) -> bool:
+    return isinstance(step, CompareStep) and (
+        ("cpu" in step.metrics and step.cpu is None) or ("memory" in step.metrics and step.memory is None)
+    )
+
+
 def _rights(subject: _Subject) -> Iterator[Finding]:
     namespace = subject.scenario.namespace
     wanted = [
@@ -163,11 +169,13 @@ def _rights(subject: _Subject) -> Iterator[Finding]:
     ]
     if any(isinstance(step, ProbesStep) for step in subject.scenario.steps):
         wanted += [("delete", "", "pods"), ("get", "", "pods/proxy"), ("create", "", "pods/proxy")]
+    if any(_asks_kubelets(step) for step in subject.scenario.steps):
+        wanted.append(("get", "", "nodes/proxy"))
     if subject.kube.get("v1", "namespaces", namespace) is None:
         wanted.append(("create", "", "namespaces"))
     missing, unknown = [], False
     for verb, group, resource in wanted:
-        may = subject.kube.may(verb, group, resource, "" if resource == "namespaces" else namespace)
+        may = subject.kube.may(verb, group, resource, "" if resource in ("namespaces", "nodes/proxy") else namespace)
         unknown = unknown or may is None
         if may is False:
             missing.append(f"{verb} {resource}")

@@ -147,18 +147,44 @@ class KServe:
         """The text of a pod's answer, through the API server's proxy; a POST where there is a body. Raises LookupError
         where the pod or the path does not exist, ClusterError for anything but success."""
         what = f"{path} of pod {name}, port {port}"
+        return await self._through(what, f"namespaces/{self.namespace}/pods/{name}:{port}/proxy{path}", body)
+
+    async def usage(self, name: str) -> dict[str, tuple[float, int]]:
+        """Of each pod of a service, by its name: processor seconds used so far, and bytes in memory, as the kubelets of
+        its nodes have them. Raises ClusterError where they do not say (that takes the right to get nodes/proxy)."""
+        pods = {pod["metadata"]["uid"]: pod for pod in await self.pods(name)}
+        found = {}
+        for node in dict.fromkeys(pod["spec"].get("nodeName") for pod in pods.values()):
+            if not node:
+                continue
+            what = f"/stats/summary of node {node}"
+            try:
+                summary = json.loads(await self._through(what, f"nodes/{node}/proxy/stats/summary"))
+                for item in summary["pods"]:
+                    if (pod := pods.get(item["podRef"]["uid"])) is not None:
+                        cpu_s = item["cpu"]["usageCoreNanoSeconds"] / 1e9
+                        found[pod["metadata"]["name"]] = (cpu_s, int(item["memory"]["workingSetBytes"]))
+            except LookupError as error:
+                raise ClusterError(f"{what}: not found, or without {error}") from error
+            except (ValueError, TypeError) as error:
+                raise ClusterError(f"{what}: not a summary of pods: {error}") from error
+        if not found:
+            raise ClusterError(f"no kubelet says what the pods of {name} use")
+        return found
+
+    async def _through(self, what: str, path: str, body: Object | None = None) -> str:
+        """The text of what answers behind the API server's proxies; a POST where there is a body. Raises as ``ask_pod``
+        does."""
         client = self._core.api_client
-        url = f"{client.configuration.host}/api/v1/namespaces/{self.namespace}/pods/{name}:{port}/proxy{path}"
-        sent = None if body is None else json.dumps(body).encode()
-        # The generated calls for pods/proxy take no body; the connection pool beneath them does.
+        # The generated calls for proxies take no body; the connection pool beneath them does.
         pool, method = client.rest_client.pool_manager, "GET" if body is None else "POST"
         try:
             answer = await asyncio.to_thread(
                 pool.request,
                 method,
-                url,
+                f"{client.configuration.host}/api/v1/{path}",
                 headers=authorized(client),
-                body=sent,
+                body=None if body is None else json.dumps(body).encode(),
                 timeout=PROXY_S,
                 retries=False,
             )

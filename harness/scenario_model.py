@@ -262,7 +262,9 @@ class Against(Strict):
         return self
 
 
-CompareMetric = Literal["p50", "p90", "p95", "p99", "mean", "throughput", "capacity", "cold_start", "cost"]
+CompareMetric = Literal[
+    "p50", "p90", "p95", "p99", "mean", "throughput", "capacity", "cold_start", "cpu", "memory", "cost"
+]
 
 
 class CompareStep(_Traffic):
@@ -284,7 +286,8 @@ class CompareStep(_Traffic):
         default=["p50", "p95", "p99"],
         min_length=1,
         description="capacity: the highest rate that meets 'slo', searched for in each block from 'rate' on;"
-        " cold_start: from deploying to the first answer, with deploy: in_turn; cost: of a million requests",
+        " cold_start: from deploying to the first answer, with deploy: in_turn; cpu: seconds a request; memory: the"
+        " most seen; cost: of a million requests",
     )
     tolerance: float = Field(0.05, gt=0, lt=1, description="how close the search for the capacity comes")
     fail_on: list[Literal["slower", "undecided", "faster", "parity", "conformance"]] = Field(
@@ -294,8 +297,12 @@ class CompareStep(_Traffic):
         default_factory=list, description="profiles that each variant is checked for, to say how they differ"
     )
     price_per_hour: float | None = Field(None, gt=0, description="of what the baseline runs on, in any currency")
-    cpu: Counter | None = Field(None, description="where pods tell their CPU seconds; gives seconds a request")
-    memory: Counter | None = Field(None, description="where pods tell the bytes that they hold; gives the most seen")
+    cpu: Counter | None = Field(
+        None, description="a counter of CPU seconds that pods keep; 'metrics: [cpu]' without it asks the kubelets"
+    )
+    memory: Counter | None = Field(
+        None, description="a gauge of bytes that pods keep; 'metrics: [memory]' without it asks the kubelets"
+    )
 
     @model_validator(mode="after")
     def _one_loop(self) -> CompareStep:
@@ -318,7 +325,11 @@ class CompareStep(_Traffic):
             )
         if searched and self.rate is None:
             raise ValueError("'capacity' needs a 'rate', from which the search begins")
-        if others := [name for name in self.metrics if searched and name not in ("capacity", "cold_start", "cost")]:
+        if others := [
+            name
+            for name in self.metrics
+            if searched and name not in ("capacity", "cold_start", "cpu", "memory", "cost")
+        ]:
             raise ValueError(
                 f"at a rate of its own each variant has another {others[0]}: leave it out beside 'capacity'"
             )

@@ -19,6 +19,7 @@ from harness.history import Trend
 from harness.records import Comparison, LoadResult, Series
 from harness.stats import accepted_counts
 from harness.units import format_duration
+from reports.comparisons import title_of
 from reports.drawings import STYLE
 from reports.palette import (
     ERROR,
@@ -281,7 +282,7 @@ def ratios(rows: list[Comparison]) -> Figure:
         colour = VERDICTS[row.verdict]
         axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
         axes.plot([row.ratio], [place], marker="o", color=colour, markersize=6)
-    axes.set_yticks(range(len(rows)), [row.metric for row in rows])
+    axes.set_yticks(range(len(rows)), [title_of(row) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xscale("log")
     low, high = min(min(row.low for row in rows), 1 / (1 + margin)), max(max(row.high for row in rows), 1 + margin)

@@ -48,8 +48,14 @@ PROXY_S = 10.0
 VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 
 
-class Logs(Protocol):
-    """Where ``pods/log`` reads from."""
+class Node(Protocol):
+    """The node that pods run on: what ``pods/log`` and ``nodes/proxy`` read from."""
+
+    name: str
+
+    def stats(self) -> Object:
+        """The kubelet's ``/stats/summary``."""
+        ...
 
     def read(
         self, namespace: str, pod: str, container: str, *, previous: bool, follow: bool, tail_lines: int | None
@@ -102,15 +108,18 @@ def _resource_list(group_version: str, resources: list[ResourceType]) -> Object:
             listed.append({"name": "pods/log", "singularName": "", "verbs": ["get"], **common})
             proxied = {**common, "kind": "PodProxyOptions"}
             listed.append({"name": "pods/proxy", "singularName": "", "verbs": ["create", "get"], **proxied})
+        if resource.kind == "Node":
+            proxied = {**common, "kind": "NodeProxyOptions"}
+            listed.append({"name": "nodes/proxy", "singularName": "", "verbs": ["get"], **proxied})
     return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": listed}
 
 
 class ApiServer:
     """``bookmark_s`` is how often a quiet watch says where it stands."""
 
-    def __init__(self, store: Store, logs: Logs, token: str, *, bookmark_s: float = BOOKMARK_S) -> None:
+    def __init__(self, store: Store, node: Node, token: str, *, bookmark_s: float = BOOKMARK_S) -> None:
         self.store = store
-        self.logs = logs
+        self.node = node
         self.bookmark_s = bookmark_s
         self.closing = asyncio.Event()
         self._token = token
@@ -139,6 +148,8 @@ class ApiServer:
         match parts:
             case ["api", "v1", "namespaces", namespace, "pods", pod, "proxy", *rest]:
                 return await self._proxy(request, namespace, pod, "/" + "/".join(rest))
+            case ["api", "v1", "nodes", self.node.name, "proxy", "stats", "summary"] if request.method == "GET":
+                return JSONResponse(await asyncio.to_thread(self.node.stats))
             case ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] if request.method == "POST":
                 return await self._review(request)
         target = self._target(parts)
@@ -425,7 +436,7 @@ class ApiServer:
         if container not in names:
             raise ApiError(400, "BadRequest", f"container {container} is not valid for pod {target.name}")
         tail = query.get("tailLines")
-        stream = self.logs.read(
+        stream = self.node.read(
             target.namespace,
             target.name,
             container,

@@ -94,6 +94,7 @@ class Kubelet:
     """``drained`` tells whether the gateway has no request in flight to a pod any more."""
 
     def __init__(self, store: Store, directory: Path, storage: Storage) -> None:
+        self.name = NODE
         self.store = store
         self.directory = directory
         self.storage = storage
@@ -143,16 +144,25 @@ class Kubelet:
     def processor_s(self, name: str) -> float | None:
         """Processor time that a pod's processes have used so far; None where none runs."""
         worker = next((item for item in self._workers.values() if item.name == name), None)
-        if worker is None or worker.container is None:
-            return None
-        total = 0.0
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(worker.container.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    times = process.cpu_times()
-                    total += times.user + times.system
-            return total
-        return None
+        used = None if worker is None else _used(worker)
+        return None if used is None else used[0]
+
+    def stats(self) -> Object:
+        """What a kubelet says at ``/stats/summary`` of the pods that run. Processes that have ended no longer count."""
+        moment = now()
+        pods = []
+        for worker in list(self._workers.values()):
+            used = _used(worker, memory=True)
+            if used is not None:
+                cpu_s, memory_bytes = used
+                pods.append(
+                    {
+                        "podRef": {"name": worker.name, "namespace": worker.namespace, "uid": worker.uid},
+                        "cpu": {"time": moment, "usageCoreNanoSeconds": round(cpu_s * 1e9)},
+                        "memory": {"time": moment, "workingSetBytes": memory_bytes},
+                    }
+                )
+        return {"node": {"nodeName": NODE}, "pods": pods}
 
     def _faults(self, pod: Object) -> Faults:
         name = (pod["metadata"].get("labels") or {}).get(MODEL_LABEL, "")
@@ -683,6 +693,24 @@ def _added_arguments(runtime: Runtime, container: Object) -> list[str]:
     """What the InferenceService adds to the runtime's own arguments, which the local command stands for."""
     own = runtime.spec.serving_runtime["containers"][0].get("args", [])
     return [str(argument) for argument in container.get("args", [])[len(own) :]]
+
+
+def _used(worker: Worker, *, memory: bool = False) -> tuple[float, int] | None:
+    """Processor seconds and bytes of a pod's processes, each shared page counted once; None where none runs."""
+    if worker.container is None:
+        return None
+    cpu_s, held = 0.0, 0
+    try:
+        processes = psutil.Process(worker.container.process.pid).children(recursive=True)
+    except psutil.Error:
+        return None
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            cpu_s += times.user + times.system
+            if memory:
+                held += int(process.memory_full_info().pss)
+    return cpu_s, held
 
 
 def _slowed(command: list[str], faults: Faults) -> list[str]:

@@ -27,6 +27,10 @@ def test_apply_wait_get_logs_describe_and_delete(kubectl: Kubectl, namespace: st
     assert "Running" in pods
     selector = "serving.kserve.io/inferenceservice=echo"
     assert "listens on" in kubectl("-n", namespace, "logs", "-l", selector, "-c", "kserve-container").stdout
+    summary = json.loads(kubectl("get", "--raw", "/api/v1/nodes/servecert-local/proxy/stats/summary").stdout)
+    (used,) = [item for item in summary["pods"] if item["podRef"]["namespace"] == namespace]
+    assert used["cpu"]["usageCoreNanoSeconds"] > 10**7
+    assert used["memory"]["workingSetBytes"] > 20 << 20
     described = kubectl("-n", namespace, "describe", "isvc", "echo").stdout
     assert "InferenceServiceReady" in described
     events = kubectl("-n", namespace, "get", "events", "-o", "json").stdout

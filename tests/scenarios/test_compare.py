@@ -174,7 +174,7 @@ def test_one_at_a_time_on_a_cluster(tmp_path: Path) -> None:
     step = {
         "against": [{"service": "slow"}],
         "deploy": "in_turn",
-        "metrics": ["p50", "cold_start"],
+        "metrics": ["p50", "cold_start", "cpu", "memory"],
         "duration": "300ms",
     }
     out = tmp_path / "run"
@@ -190,11 +190,12 @@ def test_one_at_a_time_on_a_cluster(tmp_path: Path) -> None:
     cold = compared["cold_start"]
     assert cold.verdict == "slower"
     assert cold.variant_value - cold.baseline_value == pytest.approx(1.0, abs=0.4)
-    created = sorted(
-        (event.monotonic_s, event.object) for event in run.events if event.what in ("Created", "Started", "Killing")
-    )
-    assert created
-    assert "cold start" in (out / "summary.md").read_text()
+    assert 20 << 20 < compared["memory"].baseline_value < 1 << 30
+    assert compared["memory"].ratio == pytest.approx(1, abs=0.2), "the same program"
+    assert 1e-4 < compared["cpu"].baseline_value < 0.05
+    summary = (out / "summary.md").read_text()
+    assert "cold start" in summary
+    assert "CPU a request" in summary
     rows = {row.name: row for row in service_rows(run)}
     assert rows["slow"].load.total > 0
     assert rows["fast"].ready != "–"

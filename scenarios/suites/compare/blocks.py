@@ -142,10 +142,16 @@ class Blocks:
         return result, batch, wrong_answers(plan.protocol, stage, encoded, job.cycle)
 
     async def _counted(self, present: Present) -> dict[str, float]:
-        """CPU seconds and memory of the pods of a variant, where the scenario says how they tell."""
+        """CPU seconds and memory of the pods of a variant: by the counters that the scenario names, else as the
+        kubelets have them."""
         found: dict[str, float] = {}
-        for name, counter in (("cpu", self.wanted.cpu), ("memory", self.wanted.memory)):
-            if counter is not None and present.deployed is not None:
+        for place, (name, counter) in enumerate((("cpu", self.wanted.cpu), ("memory", self.wanted.memory))):
+            if present.deployed is None or (counter is None and name not in self.wanted.metrics):
+                continue
+            if counter is not None:
                 reading = await read(present.deployed, counter)
                 found[name] = sum(value for _, value in reading.pods.values())
+            else:
+                usage = await present.deployed.kserve.usage(present.deployed.name)
+                found[name] = float(sum(used[place] for used in usage.values()))
         return found

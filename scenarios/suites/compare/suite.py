@@ -111,7 +111,11 @@ class _Suite:
     def _judged(self, taken: list[Taken]) -> list[Record]:
         wanted = self.wanted
         names = [name for name in wanted.metrics if all(len(item.values.get(name, [])) for item in taken)]
-        names += [name for name in ("cpu", "memory") if all(len(item.values.get(name, [])) for item in taken)]
+        names += [
+            name
+            for name in ("cpu", "memory")
+            if name not in names and all(len(item.values.get(name, [])) for item in taken)
+        ]
         pairs = len(names) * (len(self.contenders) - 1)
         records: list[Record] = []
         for judge, contender, found in zip(self.judges[1:], self.contenders[1:], taken[1:], strict=True):
