@@ -138,7 +138,7 @@ class Delivery:
         opened = None
         try:
             if self._minio is not None:
-                opened = forward(self._kubeconfig, None, "minio", "minio", 9000)
+                opened = forward(self._kubeconfig, None, "minio", "service/minio", 9000)
                 user, password = self._minio
                 options = {"key": user, "secret": password, "endpoint_url": f"http://{opened.address}"}
             system, where = fsspec.core.url_to_fs(path, **options)

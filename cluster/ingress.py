@@ -109,7 +109,7 @@ def open_ingress(
     ways: dict[str, Callable[[], Ingress | None]] = {
         "load-balancer": lambda: _load_balancer(kube, service, port, wait=reach.kind == "load-balancer"),
         "node-port": lambda: _node_port(kube, service, port),
-        "port-forward": lambda: forward(kubeconfig, context, namespace, name, port["port"]),
+        "port-forward": lambda: forward(kubeconfig, context, namespace, f"service/{name}", port["port"]),
     }
     for way in ways if reach.kind == "auto" else [reach.kind]:
         if (found := ways[way]()) is not None:
@@ -235,13 +235,13 @@ def _node_port(kube: Kube, service: Object, port: Object) -> Ingress | None:
     return None
 
 
-def forward(kubeconfig: Path, context: str | None, namespace: str, name: str, port: int) -> Ingress:
-    """``kubectl port-forward`` to a free port of 127.0.0.1. It goes through the API server, so it is no measure of
-    latency. Raises ClusterError."""
+def forward(kubeconfig: Path, context: str | None, namespace: str, target: str, port: int) -> Ingress:
+    """``kubectl port-forward`` to a free port of 127.0.0.1; ``target`` is ``service/NAME`` or ``pod/NAME``. It goes
+    through the API server, so it is no measure of latency. Raises ClusterError."""
     command = ["kubectl", "--kubeconfig", str(kubeconfig)]
     if context:
         command += ["--context", context]
-    command += ["port-forward", "--address", "127.0.0.1", "-n", namespace, f"service/{name}", f":{port}"]
+    command += ["port-forward", "--address", "127.0.0.1", "-n", namespace, target, f":{port}"]
     require_tools([Command(tuple(command), "forward a port")])
     process = subprocess.Popen(
         with_parent([shutil.which(command[0]) or command[0], *command[1:]]),
@@ -259,11 +259,11 @@ def forward(kubeconfig: Path, context: str | None, namespace: str, name: str, po
         for line in said.splitlines():
             if line.startswith("Forwarding from 127.0.0.1:") and "->" in line:
                 local = line.removeprefix("Forwarding from ").split(" ")[0]
-                return Ingress(local, f"forwarded to {namespace}/{name}", _forward=process)
+                return Ingress(local, f"forwarded to {target} in {namespace}", _forward=process)
         if process.poll() is not None:
             break
         time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    raise ClusterError(f"kubectl port-forward to {namespace}/{name} did not start: {said.strip()[-500:]}")
+    raise ClusterError(f"kubectl port-forward to {target} in {namespace} did not start: {said.strip()[-500:]}")

@@ -154,6 +154,15 @@ def _knative(subject: _Subject) -> Iterator[Finding]:
         yield from _deployments(subject.kube, "knative-serving", names, "install Knative Serving")
 
 
+def _forwards(scenario: Scenario, step: Step) -> bool:
+    """Whether the gRPC port of a pod is asked, beside the HTTP port that the ingress routes to."""
+    service = scenario.services[step.service]
+    if service.runtime is None or service.expose == "grpc":
+        return False
+    wants = step.suite == "parity" or (step.suite == "conformance" and "grpc" in step.profiles)
+    return wants and "grpc" in find_runtime(service.runtime).spec.ports
+
+
 def _asks_kubelets(step: Step) -> bool:
     return isinstance(step, CompareStep) and (
         ("cpu" in step.metrics and step.cpu is None) or ("memory" in step.metrics and step.memory is None)
@@ -169,6 +178,8 @@ def _rights(subject: _Subject) -> Iterator[Finding]:
     ]
     if any(isinstance(step, ProbesStep) for step in subject.scenario.steps):
         wanted += [("delete", "", "pods"), ("get", "", "pods/proxy"), ("create", "", "pods/proxy")]
+    if not subject.embedded and any(_forwards(subject.scenario, step) for step in subject.scenario.steps):
+        wanted.append(("create", "", "pods/portforward"))
     if any(_asks_kubelets(step) for step in subject.scenario.steps):
         wanted.append(("get", "", "nodes/proxy"))
     if subject.kube.get("v1", "namespaces", namespace) is None:

@@ -23,14 +23,16 @@ from cluster.provider import Cluster, up
 from harness.cluster_model import Local
 from harness.deployed import Deployed, Turn
 from harness.deployment import Prepared, as_yaml, endpoint_of, manifests, merged, through_ingress
+from harness.endpoint import Endpoint
 from harness.errors import BringUpError, ClusterError, ServecertError
+from harness.grpc_port import with_grpc
 from harness.kserve import KServe
 from harness.observer import Observer
 from harness.records import Measurement, TimelineEvent
 from harness.runstore import RunStore
 from harness.runtimes import build_model, find_runtime, in_registry
 from harness.scenario import resolved
-from harness.scenario_model import Scenario, Service, Variant
+from harness.scenario_model import ConformanceStep, Scenario, Service, Step, Variant
 from harness.steps import Target, run_step
 
 _T = TypeVar("_T")
@@ -70,6 +72,7 @@ class Engine:
         self.stop = threading.Event()
         self.deployed: dict[str, Deployed] = {}
         self.turns: dict[str, Turn] = {}
+        self.kubeconfig: Path | None = None
         self.delivery: Delivery | None = None
         self.within: ClusterGenerators | None = None
 
@@ -150,6 +153,7 @@ class Engine:
 
     async def _on_cluster(self, cluster: Cluster) -> None:
         choice = self.scenario.cluster
+        self.kubeconfig = cluster.kubeconfig
         kserve = KServe(cluster.kubeconfig, self.scenario.namespace, 0.0 if isinstance(choice, Local) else PATIENCE_S)
         if not isinstance(choice, Local) and choice.preflight:
             await self._preflight(cluster)
@@ -321,9 +325,9 @@ class Engine:
             entry["state"] = "running"
             self.store.save_info()
             try:
-                endpoint = deployed.endpoint if deployed is not None else None
-                target = Target(endpoint, deployed, self.within, self.deployed, self.turns)
-                await run_step(step, name, target, self.scenario.seed, self.store, self.observer)
+                async with self._endpoint(step, deployed) as endpoint:
+                    target = Target(endpoint, deployed, self.within, self.deployed, self.turns)
+                    await run_step(step, name, target, self.scenario.seed, self.store, self.observer)
                 entry["state"] = "done"
             except ServecertError as error:
                 entry["state"] = "broken"
@@ -334,6 +338,22 @@ class Engine:
                 entry["seconds"] = round(time.monotonic() - started, 3)
                 self._event("step ends", f"{name}: {entry['state']}")
                 self.store.save_info()
+
+    @contextlib.asynccontextmanager
+    async def _endpoint(self, step: Step, deployed: Deployed | None) -> AsyncIterator[Endpoint | None]:
+        """Where the ingress does not lead to the gRPC port, suites that ask for what is answered over it, and not for
+        how fast, get there by a pod."""
+        if deployed is None:
+            yield None
+            return
+        wants = step.suite == "parity" or (isinstance(step, ConformanceStep) and "grpc" in step.profiles)
+        runtime = self.scenario.services[step.service].runtime
+        port = find_runtime(runtime).spec.ports.get("grpc") if runtime else None
+        if deployed.endpoint.grpc_address or not wants or port is None or self.kubeconfig is None:
+            yield deployed.endpoint
+            return
+        async with with_grpc(self.kubeconfig, deployed, port) as endpoint:
+            yield endpoint
 
     # After the steps
 

@@ -21,6 +21,7 @@ TOP = {
     "cli_tools",
     "deployment",
     "engine",
+    "grpc_port",
     "session",
     "steps",
 }

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -18,11 +19,21 @@ import yaml
 from cluster.existing import minified
 from cluster.ingress import open_ingress
 from cluster.kube import Kube
+from cluster.local.pods import PORTS_ANNOTATION
 from cluster.local.provider import LocalCluster
 from cluster.preflight import Answer, preflight
 from harness.cluster_model import Reach
+from harness.deployed import Deployed
+from harness.endpoint import Endpoint
 from harness.errors import ClusterError, UsageError
+from harness.grpc_port import with_grpc
+from harness.kserve import KServe
+from harness.records import CheckResult, Outcome
+from harness.runtimes import build_model
 from harness.scenario import load_scenario
+from harness.scenario_model import Variant
+from scenarios.suites.parity import parity
+from tests.cluster.conftest import Deploy
 from tests.cluster.standins import StandIns
 from tests.helpers import ROOT, SERVECERT, free_port, servecert, wait_until
 
@@ -320,6 +331,33 @@ def test_a_forwarded_port_is_closed_again(
         standins.rule({"match": "port-forward", "stderr": "error: unable to forward port\n", "exit": 1})
         with pytest.raises(ClusterError, match="did not start: error: unable to forward port"):
             open_ingress(cluster.kubeconfig, reach(kind="port-forward"))
+
+
+async def test_grpc_of_a_pod_beside_rest_through_the_ingress(
+    tmp_path: Path, cluster: LocalCluster, namespace: str, deploy: Deploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ports are those of one pod, with one model's name; the forwarded one is closed when the step is over."""
+    built = build_model("identity")
+    isvc = deploy("echo")
+    kserve = KServe(cluster.kubeconfig, namespace)
+    (pod,) = await kserve.pods("echo")
+    local = json.loads(pod["metadata"]["annotations"][PORTS_ANNOTATION])["grpc"]
+    standins = StandIns(tmp_path / "tools").install("kubectl")
+    standins.rule({"match": "port-forward", "stdout": f"Forwarding from 127.0.0.1:{local} -> 8081\n", "hangs": True})
+    monkeypatch.setenv("PATH", standins.environment()["PATH"])
+    host = urlsplit(isvc["status"]["url"]).hostname or ""
+    there = Endpoint("echo", "reference", f"http://{cluster.ingress}", "echo", host=host, golden=built.golden)
+
+    async def no_variant(variant: Variant) -> dict[str, Any]:
+        raise AssertionError(variant)
+
+    async with with_grpc(cluster.kubeconfig, Deployed(kserve, there, isvc, no_variant), 8081) as endpoint:
+        (call,) = standins.calls()
+        assert call["argv"][-4:] == ["-n", namespace, f"pod/{pod['metadata']['name']}", ":8081"]
+        found = [item async for item in parity(endpoint) if isinstance(item, CheckResult)]
+    assert {item.id: item.outcome for item in found}["parity.rest_grpc"] is Outcome.PASSED
+    assert all(item.outcome is Outcome.PASSED for item in found)
+    wait_until(lambda: not Path(f"/proc/{call['pid']}").exists(), what="the end of the forwarding")
 
 
 def test_no_ingress_says_where_it_looked(cluster: LocalCluster) -> None:
