@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from harness.endpoint import Endpoint
-from harness.errors import ScenarioError
+from harness.errors import MeasurementError, ScenarioError
 from harness.records import (
     CheckResult,
     Comparison,
@@ -204,6 +204,14 @@ def test_one_at_a_time_on_a_cluster(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(beside))
     with pytest.raises(ScenarioError, match="deployed in turn by a comparison"):
         load_scenario(path)
+
+
+async def test_a_metric_that_nothing_gave_is_an_error() -> None:
+    """CPU comes from pods, and these servers are none."""
+    with servers(0, 0) as found:
+        brief = replace(PLAN, duration_s=0.1, warmup_s=0.0)
+        with pytest.raises(MeasurementError, match="cpu was asked for, and nothing gave it"):
+            await records_of(contenders(found, brief), replace(WANTED, metrics=("p50", "cpu")))
 
 
 async def test_a_server_that_is_gone_is_no_comparison() -> None:

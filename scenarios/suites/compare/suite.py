@@ -110,11 +110,11 @@ class _Suite:
 
     def _judged(self, taken: list[Taken]) -> list[Record]:
         wanted = self.wanted
-        names = [name for name in wanted.metrics if all(len(item.values.get(name, [])) for item in taken)]
+        names = list(wanted.metrics)
+        if missing := [name for name in names if not all(item.values.get(name) for item in taken)]:
+            raise MeasurementError(f"{self.step}: {', '.join(missing)} was asked for, and nothing gave it")
         names += [
-            name
-            for name in ("cpu", "memory")
-            if name not in names and all(len(item.values.get(name, [])) for item in taken)
+            name for name in ("cpu", "memory") if name not in names and all(item.values.get(name) for item in taken)
         ]
         pairs = len(names) * (len(self.contenders) - 1)
         records: list[Record] = []
