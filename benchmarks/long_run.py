@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/long_run.py --duration 3600 --rate 5000
 
 The server is nginx with fixed v2 answers. Memory is the proportional set size (PSS) of the command and all its
-processes, twice a second; of files in the page cache only what is mapped counts.
+processes, every two seconds (reading it holds them up a little); of files in the page cache only what is mapped counts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Memory:
         self._thread.start()
 
     def _follow(self) -> None:
-        while not self._over.wait(0.5):
+        while not self._over.wait(2):
             total = 0
             with contextlib.suppress(psutil.Error):
                 for process in [self._root, *self._root.children(recursive=True)]:
