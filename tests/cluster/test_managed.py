@@ -18,7 +18,7 @@ import yaml
 from cluster.commands import Command, run
 from cluster.local.provider import LocalCluster
 from cluster.managed import ManagedCluster, plan_create, plan_delete
-from harness import engine
+from harness import deployment
 from harness.cluster_model import Made
 from harness.endpoint import Endpoint
 from harness.errors import ClusterError, DeployError, ScenarioError
@@ -432,7 +432,7 @@ def test_a_run_says_first_what_it_would_do(tmp_path: Path, standins: StandIns, c
 
 
 async def test_an_ingress_that_nobody_listens_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "INGRESS_S", 0.8)
+    monkeypatch.setattr(deployment, "INGRESS_S", 0.8)
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(DeployError, match=rf"echo is ready, and the ingress at {url} does not answer for echo.ns"):
-        await engine.through_ingress(Endpoint("echo", "r", url, "echo", host="echo.ns.example.com"))
+        await deployment.through_ingress(Endpoint("echo", "r", url, "echo", host="echo.ns.example.com"))
