@@ -117,6 +117,21 @@ def binomial_p_value(successes: int, n: int, p: float) -> float:
     return float(binomtest(successes, n, p).pvalue)
 
 
+def fails_more_often(failed: int, n: int, base_failed: int, base_n: int) -> float:
+    """The p value of Fisher's exact test that of ``n`` requests more failed than chance would have it, beside
+    ``base_failed`` of ``base_n``."""
+    from scipy.special import gammaln
+
+    def log_choose(whole: int, parts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        found: npt.NDArray[np.float64] = gammaln(whole + 1) - gammaln(parts + 1) - gammaln(whole - parts + 1)
+        return found
+
+    total, bad = n + base_n, failed + base_failed
+    counts = np.arange(failed, min(bad, n) + 1, dtype=np.float64)
+    logs = log_choose(bad, counts) + log_choose(total - bad, n - counts) - log_choose(total, np.array([float(n)]))
+    return min(1.0, float(np.exp(logs).sum()))
+
+
 def draws_needed(p: float, resolution: float, alpha: float, power: float) -> int:
     """How many draws an exact test of size ``alpha`` needs to find, with chance ``power``, that ``p`` is off by
     ``resolution`` in either direction."""

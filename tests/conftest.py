@@ -16,12 +16,16 @@ os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
 
 ALONE = (
     "tests/harness/load/",
-    "tests/scenarios/",
+    "tests/scenarios/test_capacity.py",
+    "tests/scenarios/test_compare.py",
+    "tests/scenarios/test_distributed_load.py",
+    "tests/scenarios/test_load_",
+    "tests/scenarios/test_most_throughput.py",
+    "tests/scenarios/test_tls.py",
     "tests/faults/test_cluster_suites.py",
     "tests/cluster/test_generators.py",
     "tests/cluster/test_scaling.py",
     "tests/cluster/test_standard.py",
-    "tests/test_cli.py",
     "tests/test_quickstart.py",
     "tests/test_terminal.py",
 )

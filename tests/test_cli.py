@@ -46,6 +46,7 @@ def scenario(tmp_path: Path, steps: list[dict[str, Any]] | None = None, **servic
 # A whole run
 
 
+@pytest.mark.alone
 def test_run_passes_and_leaves_everything_needed_to_argue_about_it(tmp_path: Path) -> None:
     steps = [
         {"suite": "conformance", "service": "echo", "profiles": ["grpc"]},
@@ -97,6 +98,7 @@ def test_run_passes_and_leaves_everything_needed_to_argue_about_it(tmp_path: Pat
     assert "already holds a run" in second.stderr
 
 
+@pytest.mark.alone
 def test_failed_objective_is_exit_1_and_named(tmp_path: Path) -> None:
     step = {"suite": "load", "service": "echo", "rate": 20, "duration": "1s", "warmup": "100ms", "slo": ["p50 < 1us"]}
     result = servecert("run", str(scenario(tmp_path, [step])), "--out", str(tmp_path / "run"))
@@ -224,6 +226,7 @@ def test_conformance_of_a_server_started_by_hand(reference: Reference, tmp_path:
     assert len(cases) == len(checks)
 
 
+@pytest.mark.alone
 def test_load_on_a_server_started_by_hand(reference: Reference, tmp_path: Path) -> None:
     command = ["load", reference.url, "--model", "identity", "--rate", "100", "--duration", "2s"]
     result = servecert_undisturbed(*command, "--slo", "errors < 1%", "--json", "-", out=tmp_path / "run")
@@ -380,6 +383,7 @@ def _nothing_left(tmp_path: Path) -> None:
     assert left() == []
 
 
+@pytest.mark.alone
 def test_ctrl_c_cleans_up_writes_the_report_and_is_exit_130(tmp_path: Path) -> None:
     process = _started(tmp_path)
     process.send_signal(signal.SIGINT)
@@ -390,6 +394,7 @@ def test_ctrl_c_cleans_up_writes_the_report_and_is_exit_130(tmp_path: Path) -> N
     _nothing_left(tmp_path)
 
 
+@pytest.mark.alone
 def test_ctrl_c_twice_leaves_at_once_and_nothing_behind(tmp_path: Path) -> None:
     process = _started(tmp_path)
     process.send_signal(signal.SIGINT)
@@ -400,6 +405,7 @@ def test_ctrl_c_twice_leaves_at_once_and_nothing_behind(tmp_path: Path) -> None:
     _nothing_left(tmp_path)
 
 
+@pytest.mark.alone
 def test_sigkill_leaves_a_directory_that_report_reads_and_no_process(tmp_path: Path) -> None:
     process = _started(tmp_path)
     process.kill()
@@ -412,6 +418,7 @@ def test_sigkill_leaves_a_directory_that_report_reads_and_no_process(tmp_path: P
     assert (tmp_path / "run" / "report.html").exists()
 
 
+@pytest.mark.alone
 def test_full_disk_is_exit_3_and_keeps_what_was_measured(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -52,6 +52,8 @@ STEPS: dict[str, dict[str, Any]] = {
 
 
 class Silent:
+    live = False
+
     def phase(self, text: str) -> None: ...
 
     def status(self, text: str) -> None: ...

@@ -67,3 +67,16 @@ def test_binomial_quantiles_are_those_of_scipy() -> None:
         alpha = float(generator.choice([0.05, 0.001, 1e-6]))
         low, high = scipy_stats.binom.ppf(alpha / 2, n, p), scipy_stats.binom.isf(alpha / 2, n, p)
         assert accepted_counts(n, p, alpha) == (int(low), int(high)), (n, p, alpha)
+
+
+def test_a_share_of_failures_beside_another_is_fishers_test() -> None:
+    for failed, n, base_failed, base_n in (
+        (0, 100, 0, 100),
+        (3, 1000, 0, 900),
+        (40, 600, 20, 600),
+        (5, 5, 0, 5),
+        (1, 9, 9, 9),
+    ):
+        table = [[failed, n - failed], [base_failed, base_n - base_failed]]
+        expected = float(scipy_stats.fisher_exact(table, alternative="greater").pvalue)
+        assert fails_more_often(failed, n, base_failed, base_n) == pytest.approx(expected, rel=1e-8)

@@ -34,6 +34,7 @@ from reports.tables import service_rows
 from scenarios.suites.compare import Comparing, Contender, compare
 from scenarios.suites.compare.blocks import Blocks
 from scenarios.suites.compare.contenders import Stage, Taken
+from scenarios.suites.compare.suite import Suite
 from scenarios.suites.load import Plan
 from scenarios.suites.load.requests import encode
 from tests.helpers import Reference, free_port, reference_server, servecert
@@ -116,13 +117,6 @@ async def test_protocols_of_one_server() -> None:
     assert outcomes(records)["compare.other1.p50"] is Outcome.SKIPPED, "nothing was asked of it"
 
 
-async def test_a_variant_that_fails_or_lies_is_no_faster() -> None:
-    artifacts = build_model("identity").artifacts
-    with servers(2) as (server,), reference_server(artifacts, mutant="one_element_is_slightly_off") as liar:
-        records = await records_of(contenders([server, liar]))
-    assert outcomes(records)["compare.answers"] is Outcome.FAILED
-
-
 async def test_the_highest_rate_and_what_requests_cost() -> None:
     """Over one connection a server that takes 8 ms longer for each request bears less."""
     plan = replace(
@@ -156,6 +150,7 @@ async def test_differences_in_numbers_and_requirements_are_named() -> None:
     judged = {item.id: item for item in records if isinstance(item, CheckResult) and item.suite == "compare"}
     parity = judged["compare.other1.parity"]
     assert parity.fails_run, "that was asked for"
+    assert judged["compare.answers"].outcome is Outcome.FAILED, "a variant that lies is no faster"
     assert "outputs differ" in parity.observed
     results = [item for item in records if isinstance(item, ParityResult)]
     assert {item.comparison for item in results} == {"beside base"}
@@ -180,7 +175,7 @@ def test_one_at_a_time_on_a_cluster(tmp_path: Path) -> None:
     out = tmp_path / "run"
     path = scenario(tmp_path, step)
     data = yaml.safe_load(path.read_text())
-    data["services"]["slow"]["faults"] = ["slow-load=1s"]
+    data["services"]["slow"]["faults"] = ["slow-load=500ms"]
     path.write_text(yaml.safe_dump(data))
     result = servecert("run", str(path), "--out", str(out))
     assert result.returncode == 0, result.stderr
@@ -189,7 +184,7 @@ def test_one_at_a_time_on_a_cluster(tmp_path: Path) -> None:
     assert compared["p50"].verdict == "slower"
     cold = compared["cold_start"]
     assert cold.verdict == "slower"
-    assert cold.variant_value - cold.baseline_value == pytest.approx(1.0, abs=0.4)
+    assert cold.variant_value - cold.baseline_value == pytest.approx(0.5, abs=0.3)
     assert 20 << 20 < compared["memory"].baseline_value < 1 << 30
     assert compared["memory"].ratio == pytest.approx(1, abs=0.2), "the same program"
     assert 1e-4 < compared["cpu"].baseline_value < 0.05
@@ -206,12 +201,14 @@ def test_one_at_a_time_on_a_cluster(tmp_path: Path) -> None:
         load_scenario(path)
 
 
-async def test_a_metric_that_nothing_gave_is_an_error() -> None:
+def test_a_metric_that_nothing_gave_is_an_error() -> None:
     """CPU comes from pods, and these servers are none."""
-    with servers(0, 0) as found:
-        brief = replace(PLAN, duration_s=0.1, warmup_s=0.0)
-        with pytest.raises(MeasurementError, match="cpu was asked for, and nothing gave it"):
-            await records_of(contenders(found, brief), replace(WANTED, metrics=("p50", "cpu")))
+    there = Endpoint("svc", "reference", "http://127.0.0.1:1", "m")
+    chosen = [Contender(name, there, PLAN) for name in ("base", "other")]
+    suite = Suite(chosen, replace(WANTED, metrics=("p50", "cpu")), "step", print, print)
+    taken = [Taken(values={"p50": [0.01] * 6}) for _ in chosen]
+    with pytest.raises(MeasurementError, match="cpu was asked for, and nothing gave it"):
+        suite.judged(taken)
 
 
 async def test_a_server_that_is_gone_is_no_comparison() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from harness.comparison import Ratio, Verdict, corrected, interleaved, paired_ratio
 from harness.errors import MeasurementError
 from harness.records import CheckResult, Comparison, Level, Record, Series
+from harness.stats import fails_more_often
 from harness.units import format_duration
 from scenarios.suites.compare.blocks import Blocks
 from scenarios.suites.compare.contenders import HIGHER_IS_BETTER, UNITS, Comparing, Contender, Present, Stage, Taken
@@ -21,7 +22,7 @@ SUITE = "compare"
 ERROR_ALPHA = 0.001
 
 
-class _Suite:
+class Suite:
     def __init__(
         self,
         contenders: Sequence[Contender],
@@ -48,7 +49,7 @@ class _Suite:
         finally:
             await self.stage.leave()
         yield Series("compare", self.judge.endpoint.service, self.step, self.columns)
-        for judged in self._judged(self.taken):
+        for judged in self.judged(self.taken):
             yield judged
 
     async def _measure(self) -> AsyncIterator[Record]:
@@ -108,7 +109,8 @@ class _Suite:
 
     # Judging
 
-    def _judged(self, taken: list[Taken]) -> list[Record]:
+    def judged(self, taken: list[Taken]) -> list[Record]:
+        """Raises MeasurementError where a metric was asked for and not measured."""
         wanted = self.wanted
         names = list(wanted.metrics)
         if missing := [name for name in names if not all(item.values.get(name) for item in taken)]:
@@ -199,13 +201,10 @@ class _Suite:
 
     def _errors(self, taken: list[Taken]) -> list[CheckResult]:
         """By Fisher's exact test: a variant that answers faster because it fails more often is no faster."""
-        from scipy.stats import fisher_exact
-
         checks = []
         base = taken[0]
         for judge, contender, item in zip(self.judges[1:], self.contenders[1:], taken[1:], strict=True):
-            table = [[item.failed, item.requests - item.failed], [base.failed, base.requests - base.failed]]
-            p_value = float(fisher_exact(table, alternative="greater").pvalue)
+            p_value = fails_more_often(item.failed, item.requests, base.failed, base.requests)
             checks.append(
                 judge.check(
                     f"{contender.name}.errors",
@@ -233,5 +232,5 @@ async def compare(
     note: Callable[[str], None],
 ) -> AsyncIterator[Record]:
     """The first is the baseline. Raises MeasurementError where a block could not be measured."""
-    async for record in _Suite(contenders, wanted, step, progress, note).run():
+    async for record in Suite(contenders, wanted, step, progress, note).run():
         yield record
