@@ -7,6 +7,7 @@ from scipy import stats as scipy_stats
 from harness.stats import (
     accepted_counts,
     binomial_quantile,
+    fails_more_often,
     percentile,
     percentile_interval,
     percentile_intervals,
