@@ -30,8 +30,8 @@ ALONE = (
     "tests/test_terminal.py",
 )
 """Tests of load and of reactions in time: others beside them would be in what they measure."""
-TOGETHER = {"tests/runtimes/": "runtimes"}
-"""Tests that look at each other's processes, and so belong to one worker."""
+TOGETHER = {"tests/runtimes/": "runtimes", "tests/faults/test_mutants.py": "mutants"}
+"""Tests that share a server, or look at each other's processes, and so belong to one worker."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,8 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         place = item.nodeid
         if place.startswith(ALONE):
             item.add_marker(pytest.mark.alone)
-        for folder, group in TOGETHER.items():
-            if place.startswith(folder):
+        for start, group in TOGETHER.items():
+            if place.startswith(start):
                 item.add_marker(pytest.mark.xdist_group(group))
 
 
