@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from harness.comparison import CONFIDENCE, LEAST_BLOCKS, MARGIN, corrected, unpaired_ratio
+from harness.comparison import CONFIDENCE, LEAST_BLOCKS, MARGIN, QUANTILES, compared, corrected, unpaired_ratio
 from harness.errors import EXIT_FAILED, MeasurementError, UsageError
 from harness.options import Json, share_of
 from harness.output import emit_json
@@ -20,7 +20,6 @@ from harness.verdict import describe
 from reports.comparisons import HEAD, cells, how, parts_of
 
 BLOCKS = 12
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
 def compare_command(
@@ -92,24 +91,19 @@ def compare_runs(
     for (service, step, metric), a, b, variant in pairs:
         ratio = unpaired_ratio(a, b, margin=margin, confidence=each)
         result.append(
-            Comparison(
+            compared(
+                ratio,
+                a,
+                b,
+                confidence=each,
+                margin=margin,
+                paired=False,
                 service=service,
                 step=step,
                 baseline=str(names[0]),
                 variant=variant,
                 metric=metric,
                 unit="s",
-                baseline_value=float(np.median(a)),
-                variant_value=float(np.median(b)),
-                ratio=ratio.ratio,
-                low=ratio.low,
-                high=ratio.high,
-                confidence=each,
-                margin=margin,
-                verdict=str(ratio.verdict),
-                blocks=ratio.blocks,
-                needed=ratio.needed,
-                paired=False,
             )
         )
     return result

@@ -44,6 +44,10 @@ class ColumnWriter:
             file.close()
 
 
+class _FileMap(mmap.mmap):
+    """A file's pages, which can be read again; those of a room cannot."""
+
+
 def open_columns(folder: Path, dtypes: Mapping[str, str]) -> dict[str, Array]:
     """Read-only arrays over the files of ``folder``, which stay valid when the files are removed."""
     return {name: _mapped(folder / name, dtype) for name, dtype in dtypes.items()}
@@ -53,7 +57,7 @@ def _mapped(path: Path, dtype: str) -> Array:
     with path.open("rb") as file:
         if path.stat().st_size == 0:
             return np.zeros(0, dtype)
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
+        return np.frombuffer(_FileMap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
 
 
 def let_go(*arrays: Array) -> None:
@@ -64,7 +68,7 @@ def let_go(*arrays: Array) -> None:
             base = base.base
         if isinstance(base, memoryview):
             base = base.obj
-        if isinstance(base, mmap.mmap):
+        if isinstance(base, _FileMap):
             base.madvise(mmap.MADV_DONTNEED)
 
 
@@ -75,14 +79,14 @@ def pieces(rows: int) -> Iterator[slice]:
 
 
 def elapsed_s(later_ns: Array, earlier_ns: Array) -> npt.NDArray[np.float64]:
-    """Seconds between two moments, of the rows where the earlier one came (where it is not negative). Never holds more
-    of mapped columns than a few pieces."""
+    """Seconds between two moments, of the rows where both came (where neither is negative). Never holds more of mapped
+    columns than a few pieces."""
     result = np.empty(later_ns.size)
     count = 0
     for number, part in enumerate(pieces(later_ns.size)):
-        earlier = earlier_ns[part]
-        came = earlier >= 0
-        seconds = (later_ns[part][came] - earlier[came]) / 1e9
+        later, earlier = later_ns[part], earlier_ns[part]
+        came = (later >= 0) & (earlier >= 0)
+        seconds = (later[came] - earlier[came]) / 1e9
         result[count : count + seconds.size] = seconds
         count += seconds.size
         if number % 8 == 7:

@@ -19,11 +19,16 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from harness.records import Comparison
+from harness.stats import PERCENTILES
+
 RESAMPLES = 4000
 LEAST_BLOCKS = 6
 """Below this no interval promises what it holds."""
 BOOTSTRAP_BLOCKS = 10
 CONFIDENCE = 0.95
+QUANTILES = {name: q for name, q in PERCENTILES.items() if name != "p99_9"}
+"""Of a block, which is too small for more."""
 MARGIN = 0.05
 Values = npt.NDArray[np.float64]
 
@@ -170,6 +175,33 @@ def _decide(
         half = (high - low) / 2
         needed = max(n + 1, math.ceil(n * (half / target) ** 2)) if target > 0 else 0
     return Ratio(math.exp(mean), math.exp(low), math.exp(high), verdict, n, needed, spread)
+
+
+def compared(
+    ratio: Ratio,
+    baseline_values: Sequence[float],
+    variant_values: Sequence[float],
+    *,
+    confidence: float,
+    margin: float,
+    paired: bool,
+    **what: str,
+) -> Comparison:
+    """The record of a ratio; ``what`` are the fields that say of whom and of what it is."""
+    return Comparison(
+        **what,
+        baseline_value=float(np.median(baseline_values)),
+        variant_value=float(np.median(variant_values)),
+        ratio=ratio.ratio,
+        low=ratio.low,
+        high=ratio.high,
+        confidence=confidence,
+        margin=margin,
+        verdict=str(ratio.verdict),
+        blocks=ratio.blocks,
+        needed=ratio.needed,
+        paired=paired,
+    )
 
 
 def corrected(confidence: float, metrics: int) -> float:

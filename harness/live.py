@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from harness.deployed import Deployed
 from harness.errors import ServecertError
+from harness.kserve import is_pod_ready
 from harness.load.runner import Progress
 from harness.units import format_duration
 
@@ -64,6 +65,6 @@ class Live:
     async def _count(self, deployed: Deployed) -> None:
         while True:
             with contextlib.suppress(ServecertError):
-                pods, ready = await deployed.pods(), await deployed.ready_pods()
-                self.pods = f"; {len(ready)} of {len(pods)} pods ready"
+                pods = await deployed.pods()
+                self.pods = f"; {sum(map(is_pod_ready, pods))} of {len(pods)} pods ready"
             await asyncio.sleep(REPLICAS_S)

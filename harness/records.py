@@ -172,10 +172,7 @@ class SampleBatch:
     @property
     def send_lag_s(self) -> npt.NDArray[np.float64]:
         """How late the generator was; waiting for a connection is the server's doing and not part of it."""
-        taken = self.dispatched_ns >= 0
-        if taken.all():
-            return elapsed_s(self.dispatched_ns, self.due_ns)
-        return (self.dispatched_ns[taken] - self.due_ns[taken]) / 1e9
+        return elapsed_s(self.dispatched_ns, self.due_ns)
 
 
 @dataclass(frozen=True)

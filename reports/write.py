@@ -13,7 +13,7 @@ from reports.html import html
 from reports.junit import junit
 from reports.markdown import markdown
 from reports.results import results
-from reports.stages import StageView, view
+from reports.stages import StageView, per_second, view
 from reports.tables import stages
 
 
@@ -40,12 +40,14 @@ def _stages(run: Run) -> list[StageView]:
         batch = run.samples(load)
         if batch is None:
             continue
-        one = view(load, batch, run.events)
-        stem = Path(load.samples).stem
-        _write_below(run.directory, f"timelines/{stem}.csv", one.seconds.to_csv(index=False, float_format="%.9g"))
-        _write_below(run.directory, f"timelines/{stem}.hlog", histogram_log(load, batch))
         if id(load) in shown:
-            views.append(one)
+            views.append(view(load, batch, run.events))
+            table = views[-1].seconds
+        else:
+            table = per_second(batch)
+        stem = Path(load.samples).stem
+        _write_below(run.directory, f"timelines/{stem}.csv", table.to_csv(index=False, float_format="%.9g"))
+        _write_below(run.directory, f"timelines/{stem}.hlog", histogram_log(load, batch))
     return views
 
 

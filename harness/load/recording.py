@@ -96,8 +96,7 @@ class Columns:
         first, self.settled = self.settled, last
         for room in self._rooms.values():
             room.discard(first, last)
-        if "due_ns" not in self._rooms:
-            let_go(self.due_ns)
+        let_go(self.due_ns)
 
 
 def error_of_status(status: int) -> int:

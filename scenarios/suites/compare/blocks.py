@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from harness.comparison import QUANTILES
 from harness.errors import MeasurementError
 from harness.load.runner import Generators, LocalGenerators, Progress, WorkerError
 from harness.records import LoadResult, Outcome, SampleBatch
@@ -22,7 +23,6 @@ ATTEMPTS = 3
 """A block that this machine has disturbed is taken again so often."""
 JITTER = 0.1
 MOST_PER_S = 1e6
-_QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Blocks:
         fine = np.sort(batch.latency_s[batch.error == 0])
         if not fine.size:
             raise MeasurementError(f"{self.step}: no request of block {number} of {contender.name} succeeded")
-        values = {name: percentile(fine, q) for name, q in _QUANTILES.items()}
+        values = {name: percentile(fine, q) for name, q in QUANTILES.items()}
         values |= {"mean": float(fine.mean()), "throughput": result.achieved_rate_per_s}
         block = Block(values, [batch])
         block.add(result, wrong)
@@ -117,7 +117,7 @@ class Blocks:
                 f" {min(trial.rate_per_s for trial in trials):.4g}/s; begin with a lower 'rate'"
             )
         # What failed at rates that are too high says nothing against a variant.
-        block.requests, block.failed = sum(len(batch) for batch in block.batches), 0
+        block.failed = 0
         block.values = {"capacity": low}
         return block
 
@@ -144,14 +144,18 @@ class Blocks:
     async def _counted(self, present: Present) -> dict[str, float]:
         """CPU seconds and memory of the pods of a variant: by the counters that the scenario names, else as the
         kubelets have them."""
+        deployed, wanted = present.deployed, self.wanted
+        if deployed is None:
+            return {}
         found: dict[str, float] = {}
-        for place, (name, counter) in enumerate((("cpu", self.wanted.cpu), ("memory", self.wanted.memory))):
-            if present.deployed is None or (counter is None and name not in self.wanted.metrics):
-                continue
+        counters = {"cpu": wanted.cpu, "memory": wanted.memory}
+        for name, counter in counters.items():
             if counter is not None:
-                reading = await read(present.deployed, counter)
+                reading = await read(deployed, counter)
                 found[name] = sum(value for _, value in reading.pods.values())
-            else:
-                usage = await present.deployed.kserve.usage(present.deployed.name)
-                found[name] = float(sum(used[place] for used in usage.values()))
+        if any(counter is None and name in wanted.metrics for name, counter in counters.items()):
+            usage = await deployed.kserve.usage(deployed.name)
+            for name, values in zip(counters, zip(*usage.values(), strict=True), strict=True):
+                if name in wanted.metrics:
+                    found.setdefault(name, float(sum(values)))
         return found

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from harness.comparison import Ratio, Verdict, corrected, interleaved, paired_ratio
+from harness.comparison import Ratio, Verdict, compared, corrected, interleaved, paired_ratio
 from harness.errors import MeasurementError
 from harness.records import CheckResult, Comparison, Level, Record, Series
 from harness.stats import fails_more_often
@@ -154,25 +154,11 @@ class Suite:
     def _comparison(
         self, contender: Contender, metric: str, a: list[float], b: list[float], ratio: Ratio, confidence: float
     ) -> Comparison:
-        return Comparison(
-            service=self.judge.endpoint.service,
-            step=self.step,
-            baseline=self.contenders[0].name,
-            variant=contender.name,
-            metric=metric,
-            unit=UNITS.get(metric, "s"),
-            baseline_value=float(np.median(a)),
-            variant_value=float(np.median(b)),
-            ratio=ratio.ratio,
-            low=ratio.low,
-            high=ratio.high,
-            confidence=confidence,
-            margin=self.wanted.margin,
-            verdict=str(ratio.verdict),
-            blocks=ratio.blocks,
-            needed=ratio.needed,
-            paired=True,
-        )
+        return compared(
+            ratio, a, b, confidence=confidence, margin=self.wanted.margin, paired=True,
+            service=self.judge.endpoint.service, step=self.step, baseline=self.contenders[0].name,
+            variant=contender.name, metric=metric, unit=UNITS.get(metric, "s"),
+        )  # fmt: skip
 
     def _verdict(self, judge: Judge, contender: Contender, metric: str, ratio: Ratio) -> CheckResult:
         verdicts = [name for name in self.wanted.fail_on if name in list(Verdict)]
