@@ -250,6 +250,8 @@ class Delivery:
                     continue
 
 
+_SMALL = {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"cpu": "500m", "memory": "256Mi"}}
+"""Namespaces with a quota take no pod that does not say what it needs."""
 _LABELS = {"app.kubernetes.io/managed-by": "servecert"}
 
 
@@ -276,6 +278,7 @@ def loader(claim: str) -> str:
                     "name": "loader",
                     "image": pinned()["loader-image"],
                     "command": ["sleep", "3600"],
+                    "resources": _SMALL,
                     "volumeMounts": [{"name": "models", "mountPath": "/models"}],
                 }
             ],
@@ -299,6 +302,7 @@ def minio_objects() -> tuple[Object, Object]:
         "ports": [{"containerPort": 9000}],
         "readinessProbe": {"httpGet": {"path": "/minio/health/ready", "port": 9000}, "periodSeconds": 2},
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
     }
     pod = {
         "metadata": {"labels": labels},

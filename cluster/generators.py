@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from cluster.commands import Command, require_tools, run
+from cluster.commands import Command, Progress, require_tools, run
 from cluster.kube import Kube
 from harness.errors import ClusterError
 from harness.version import __version__
@@ -27,6 +28,7 @@ NAME = "servecert-load"
 IMAGE = f"servecert/load:{__version__}"
 PORT = 5557
 WITHIN_S = 300.0
+WORKER_CPU = "1"
 LIMIT_S = 6 * 3600
 """The cluster itself ends what a crash has left, after this."""
 SELECTOR = "app.kubernetes.io/name=servecert-load"
@@ -74,6 +76,7 @@ class ClusterGenerators:
     image: str
     log: Path
     stop: threading.Event
+    progress: Progress = lambda line: None
 
     @contextlib.asynccontextmanager
     async def open(self, workers: int) -> AsyncIterator[InPods]:
@@ -89,21 +92,44 @@ class ClusterGenerators:
         commands = [
             gone,  # of a run that was killed
             Command((*base, "apply", "-f", "-"), "start the load generators", stdin=text),
-            Command(
-                (*base, "wait", "pod", "--selector", SELECTOR, "--for=condition=Ready", f"--timeout={WITHIN_S:g}s"),
-                f"wait for the load master and {workers} workers",
-                timeout_s=WITHIN_S + 30,
-                attempts=2,
-            ),
         ]
         require_tools(commands)
         try:
             for command in commands:
                 await asyncio.to_thread(run, command, self.log, self.stop)
+            await asyncio.to_thread(self._await_pods, 1 + workers)
             yield InPods(base, await asyncio.to_thread(self._pod), self.log, self.stop)
         finally:
+            words = (*base, "logs", "--selector", SELECTOR, "--prefix", "--tail=100", "--ignore-errors")
+            with contextlib.suppress(ClusterError):  # a pod that never started has none
+                await asyncio.shield(
+                    asyncio.to_thread(
+                        run, Command(words, "read what the load generators said"), self.log, threading.Event()
+                    )
+                )
             # Shielded, and not to be stopped: what is left behind goes on using the cluster.
             await asyncio.shield(asyncio.to_thread(run, gone, self.log, threading.Event()))
+
+    def _await_pods(self, count: int) -> None:
+        """Raises ClusterError: at once for a pod that ended or whose image cannot be pulled, after ``WITHIN_S`` for one
+        that no node has room for (a cluster may grow)."""
+        kube = Kube(self.kubeconfig)
+        deadline = time.monotonic() + WITHIN_S
+        while True:
+            listed = kube.list("v1", "pods", self.namespace, SELECTOR)
+            pods = [pod for pod in listed if not pod["metadata"].get("deletionTimestamp")]
+            waits = {pod["metadata"]["name"]: state for pod in pods if (state := _waits(pod))}
+            if len(pods) >= count and not waits:
+                return
+            for name, state in waits.items():
+                if state.startswith(_HOPELESS):
+                    raise ClusterError(f"load generator {self.namespace}/{name}: {state}")
+            self.progress(f"load generators: {len(pods) - len(waits)} of {count} ready")
+            if time.monotonic() > deadline:
+                why = "; ".join(f"{name}: {state}" for name, state in waits.items()) or f"{len(pods)} pods were created"
+                raise ClusterError(f"{count} load generators were not ready within {WITHIN_S:g} s: {why}")
+            if self.stop.wait(1.0):
+                raise ClusterError("stopped while the load generators were waited for")
 
     def _pod(self) -> str:
         found = Kube(self.kubeconfig).list("v1", "pods", self.namespace, f"{SELECTOR},role=master")
@@ -122,6 +148,34 @@ class ClusterGenerators:
         return sorted(nodes(SELECTOR) & nodes("serving.kserve.io/inferenceservice"))
 
 
+_HOPELESS = (
+    "CrashLoop",
+    "ErrImage",
+    "ImagePull",
+    "InvalidImageName",
+    "CreateContainerConfigError",
+    "Failed",
+    "Succeeded",
+)
+
+
+def _waits(pod: Object) -> str:
+    """What a pod still waits for, empty where it is ready; it begins with Kubernetes' own word."""
+    status = pod.get("status") or {}
+    if status.get("phase") in ("Failed", "Succeeded"):
+        return f"{status['phase']}: {status.get('message') or 'it ended before the load began'}"
+    conditions = {item["type"]: item for item in status.get("conditions") or []}
+    if conditions.get("Ready", {}).get("status") == "True":
+        return ""
+    if conditions.get("PodScheduled", {}).get("status") == "False":
+        return f"Unschedulable: {conditions['PodScheduled'].get('message') or 'no node fits'}"
+    for item in status.get("containerStatuses") or []:
+        waiting = (item.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason"):
+            return f"{waiting['reason']}: {waiting.get('message') or item.get('image', '')}"
+    return str(status.get("phase") or "Pending")
+
+
 def manifests(image: str, workers: int) -> list[Object]:
     """A Service and two Jobs. Generators keep away from nodes with models, and from each other, where they can."""
     return [
@@ -137,8 +191,8 @@ def manifests(image: str, workers: int) -> list[Object]:
             },
         },
         # The master waits to be driven; a worker finds it as soon as there is one.
-        _job("master", 1, image, ["sleep", "infinity"]),
-        _job("worker", workers, image, ["servecert", "worker", f"locust://{NAME}:{PORT}"]),
+        _job("master", 1, image, ["sleep", "infinity"], "100m"),
+        _job("worker", workers, image, ["servecert", "worker", f"locust://{NAME}:{PORT}"], WORKER_CPU),
     ]
 
 
@@ -150,7 +204,7 @@ def _labels(role: str) -> dict[str, str]:
     }
 
 
-def _job(role: str, count: int, image: str, command: list[str]) -> Object:
+def _job(role: str, count: int, image: str, command: list[str], cpu: str) -> Object:
     def away(selector: Object, weight: int) -> Object:
         term = {"labelSelector": selector, "topologyKey": "kubernetes.io/hostname"}
         return {"weight": weight, "podAffinityTerm": term}
@@ -161,7 +215,7 @@ def _job(role: str, count: int, image: str, command: list[str]) -> Object:
         "name": role,
         "image": image,
         "command": command,
-        "resources": {"requests": {"cpu": "1", "memory": "512Mi"}},
+        "resources": {"requests": {"cpu": cpu, "memory": "512Mi"}},
     }
     pod = {
         "restartPolicy": "Never",

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from cluster.generators import WORKER_CPU
 from cluster.ingress import candidates, kserve_ingress, service_port
 from cluster.kube import Kube
-from harness.cluster_model import Existing, Local, Reach
+from harness.cluster_model import Existing, Local, Models, Reach
 from harness.errors import ClusterError, RuntimeSpecError
 from harness.lint.manifests import parse_quantity
+from harness.load.distributed import Address
 from harness.runtimes import find_runtime, requested
 from harness.scenario_model import CompareStep, ProbesStep, Scenario, Service, Step
 
@@ -327,21 +329,52 @@ def _models(subject: _Subject) -> Iterator[Finding]:
                 "build it (runtimes/*/Dockerfile), push it and set cluster.registry; on kind: cluster.load_images",
             )
     if models is not None and models.uri.startswith("pvc://"):
-        classes = subject.kube.list("storage.k8s.io/v1", "storageclasses")
-        names = [item["metadata"]["name"] for item in classes]
-        default = [
-            item
-            for item in classes
-            if (item["metadata"].get("annotations") or {}).get("storageclass.kubernetes.io/is-default-class") == "true"
-        ]
-        fits = models.storage_class in names if models.storage_class else bool(default)
-        yield Finding(
+        yield _storage(subject, models)
+
+
+def _storage(subject: _Subject, models: Models) -> Finding:
+    """Whether the claim is there or could be bound: by a class that provisions, or to a volume that waits."""
+    name = models.uri.removeprefix("pvc://").partition("/")[0]
+    claim = subject.kube.get("v1", "persistentvolumeclaims", name, subject.scenario.namespace)
+    if claim is not None:
+        phase = (claim.get("status") or {}).get("phase", "")
+        lost = phase == "Lost"
+        return Finding(
             "storage",
-            Answer.PASSED if fits else Answer.FAILED,
-            f"storage class {models.storage_class or '(a default one)'}",
-            ", ".join(names) or "none",
-            "" if fits else "set cluster.models.storage_class",
+            Answer.FAILED if lost else Answer.PASSED,
+            f"claim {name}",
+            phase or "there",
+            "its volume is gone: delete the claim, or name another in cluster.models.uri" if lost else "",
         )
+    classes = subject.kube.list("storage.k8s.io/v1", "storageclasses")
+    names = [item["metadata"]["name"] for item in classes]
+    default = [
+        item["metadata"]["name"]
+        for item in classes
+        if (item["metadata"].get("annotations") or {}).get("storageclass.kubernetes.io/is-default-class") == "true"
+    ]
+    wanted = models.storage_class or next(iter(default), "")
+    fits = wanted in names
+    found = ", ".join(names)
+    if not fits:
+        # A volume that somebody made by hand is bound by its class alone, which need not exist.
+        size = parse_quantity(models.storage) or 0.0
+        waiting = [
+            item["metadata"]["name"]
+            for item in subject.kube.list("v1", "persistentvolumes")
+            if (item.get("status") or {}).get("phase") == "Available"
+            and item["spec"].get("storageClassName", "") == wanted
+            and (parse_quantity(item["spec"]["capacity"]["storage"]) or 0.0) >= size
+        ]
+        fits = bool(waiting)
+        found = ", ".join([found, *(f"volume {volume}" for volume in waiting)]).strip(", ")
+    return Finding(
+        "storage",
+        Answer.PASSED if fits else Answer.FAILED,
+        f"storage class {models.storage_class or '(a default one)'} for claim {name}",
+        found or "none",
+        "" if fits else "set cluster.models.storage_class, or make the claim yourself",
+    )
 
 
 def _faults(subject: _Subject) -> Iterator[Finding]:
@@ -398,6 +431,64 @@ def _ingress(subject: _Subject) -> Iterator[Finding]:
     )
 
 
+def _generators(subject: _Subject) -> Iterator[Finding]:
+    """Whether the nodes have as much to spare as load generators in pods ask for, beside what runs on them."""
+    expected = max((_in_pods(step) for step in subject.scenario.steps), default=0)
+    if not expected or subject.embedded:
+        return
+    asked = parse_quantity(WORKER_CPU) or 0.0
+    taken: dict[str, float] = {}
+    for pod in subject.kube.list("v1", "pods"):
+        if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+            continue
+        cpus = (
+            parse_quantity(((item.get("resources") or {}).get("requests") or {}).get("cpu", 0)) or 0.0
+            for item in pod["spec"]["containers"]
+        )
+        node = str(pod["spec"].get("nodeName"))
+        taken[node] = taken.get(node, 0.0) + sum(cpus)
+    nodes = [node for node in subject.kube.list("v1", "nodes") if _schedulable(node)]
+    free = [_allocatable(node, "cpu") - taken.get(node["metadata"]["name"], 0.0) for node in nodes]
+    room = sum(max(0, int(cpus // asked)) for cpus in free)
+    enough = room >= expected
+    autoscaler = "" if enough else _autoscaler(subject.kube)
+    yield Finding(
+        "generators",
+        Answer.PASSED if enough else Answer.UNKNOWN if autoscaler else Answer.FAILED,
+        f"room for {expected} load generators, cpu {WORKER_CPU} each",
+        f"for {room}, on {len(nodes)} nodes; the services take theirs, too",
+        "" if enough else f"{autoscaler} may add nodes" if autoscaler else "add nodes, or expect fewer workers",
+    )
+
+
+def _in_pods(step: Step) -> int:
+    """How many workers of a step run in pods of the cluster."""
+    given = getattr(step, "workers", None)
+    address = Address.parse(given) if given else None
+    return address.expect if address is not None and address.in_cluster else 0
+
+
+def _routes(subject: _Subject) -> Iterator[Finding]:
+    """On a real cluster a service routes to one port of its pods."""
+    if subject.embedded or isinstance(subject.scenario.cluster, Local):
+        return
+    for number, step in enumerate(subject.scenario.steps, 1):
+        service = subject.scenario.services[step.service]
+        if (
+            not str(getattr(step, "protocol", "")).startswith("grpc")
+            or service.expose == "grpc"
+            or service.manifest is not None
+        ):
+            continue
+        yield Finding(
+            f"port.{number}",
+            Answer.FAILED,
+            f"gRPC load on {step.service}",
+            "its HTTP port alone is routed to",
+            f"set services.{step.service}.expose: grpc (a second service for REST, where both are needed)",
+        )
+
+
 _CHECKS: tuple[Callable[[_Subject], Iterator[Finding]], ...] = (
-    _kserve, _knative, _rights, _room, _quota, _models, _faults, _ingress
+    _kserve, _knative, _rights, _room, _generators, _quota, _models, _faults, _routes, _ingress
 )  # fmt: skip

@@ -160,10 +160,12 @@ class Engine:
         await kserve.ensure_namespace()
         self.store.info["kubernetes"] = await kserve.version()
         self.observer.phase("preparing runtimes and models")
-        log = cluster.kubeconfig.parent / "kubectl.log"
+        log = self.store.directory / "logs" / "kubectl.log"
         if not isinstance(choice, Local):
             image = in_registry(GENERATORS_IMAGE, choice.registry)
-            self.within = ClusterGenerators(cluster.kubeconfig, self.scenario.namespace, image, log, self.stop)
+            self.within = ClusterGenerators(
+                cluster.kubeconfig, self.scenario.namespace, image, log, self.stop, self.observer.status
+            )
         if (models := getattr(choice, "models", None)) is not None:
             self.delivery = Delivery(models, cluster.kubeconfig, self.scenario.namespace, log, self.stop)
         prepared: list[Prepared] = []

@@ -20,6 +20,8 @@ from harness.records import TimelineEvent
 Object = dict[str, Any]
 GROUP = "serving.kserve.io"
 POLL_S = 0.2
+RESOLVE_S = 15.0
+"""How long a registry may fail to say what a tag is: Knative asks again, and now and then it helps."""
 LOG_LINES = 40
 PROXY_S = 15.0
 CONFLICTS = 5
@@ -238,12 +240,12 @@ class KServe:
             text = await self._call(f"log of {pod}", self._core.read_namespaced_pod_log, pod, self.namespace, **options)
         except (LookupError, ClusterError):
             return ""
-        return str(text)
+        return str(text or "")  # a container that was never started has none
 
     async def wait_ready(self, name: str, within_s: float, progress: Callable[[str], None]) -> Object:
         """Raises DeployError with the reason and the last log lines: at once where waiting is of no use."""
         deadline = time.monotonic() + within_s
-        shown = ""
+        shown, unresolved_since = "", 0.0
         while True:
             try:
                 isvc = await self.get(name)
@@ -258,9 +260,17 @@ class KServe:
             if text != shown:
                 shown = text
                 progress(text)
-            if why := hopeless(isvc, pods):
+            why = hopeless(isvc, pods)
+            if unresolved := unresolved_image(isvc):
+                unresolved_since = unresolved_since or time.monotonic()
+                if time.monotonic() - unresolved_since > RESOLVE_S:
+                    why = unresolved
+            else:
+                unresolved_since = 0.0
+            if why:
+                warning = await self.last_warning(name)
                 raise DeployError(
-                    f"InferenceService {self.namespace}/{name}: {why}{await self.last_warning(name)}",
+                    f"InferenceService {self.namespace}/{name}: {why}{'' if why in warning else warning}",
                     await self.last_log(pods),
                 )
             if time.monotonic() > deadline:
@@ -430,6 +440,9 @@ def hopeless(isvc: Object, pods: list[Object]) -> str | None:
     failure = model.get("lastFailureInfo") or {}
     if model.get("transitionStatus") == "InvalidSpec":
         return f"{failure.get('reason', 'InvalidSpec')}: {failure.get('message', '')}"
+    for message in _complaints(isvc):
+        if "denied the request" in message:  # an admission webhook, which will say so again
+            return message
     for pod in pods:
         for item in _statuses(pod):
             waiting = (item.get("state") or {}).get("waiting") or {}
@@ -441,6 +454,16 @@ def hopeless(isvc: Object, pods: list[Object]) -> str | None:
                     return f"the model could not be downloaded: {last.get('message') or waiting.get('message', '')}"
                 return f"container {item['name']} crashes at start: exit code {last.get('exitCode', 'unknown')}"
     return None
+
+
+def unresolved_image(isvc: Object) -> str:
+    """What Knative says where it cannot turn an image's tag into a digest; empty where it can."""
+    return next((message for message in _complaints(isvc) if "Unable to fetch image" in message), "")
+
+
+def _complaints(isvc: Object) -> list[str]:
+    conditions = (isvc.get("status") or {}).get("conditions") or []
+    return [str(item.get("message") or "") for item in conditions if item.get("status") == "False"]
 
 
 def _troubled(pod: Object) -> tuple[str, bool]:

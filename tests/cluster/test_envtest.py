@@ -70,10 +70,13 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         wait_until(lambda: _answers(path), within_s=60, what="the API server")
         yield path
     finally:
-        for process in reversed(processes):
+        for process in reversed(processes):  # one after the other: an API server without its etcd does not end
             process.terminate()
-        for process in processes:
-            process.wait(20)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(20)
         shutil.rmtree(folder, ignore_errors=True)
 
 

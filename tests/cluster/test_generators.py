@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,14 +15,17 @@ import yaml
 from cluster import generators
 from cluster.generators import ClusterGenerators, manifests
 from cluster.kube import Kube
+from cluster.local.pods import STORAGE_ANNOTATION
 from cluster.local.provider import LocalCluster
 from harness.endpoint import Endpoint
 from harness.errors import ClusterError, UsageError
 from harness.load.distributed import Address
 from harness.records import CheckResult, LoadResult, Outcome, SampleBatch
+from harness.runtimes import BuiltModel
 from scenarios.suites.load import Plan, load
 from tests.helpers import ROOT, Reference, free_port, load_workers, processes_mentioning, wait_until
 
+Object = dict[str, Any]
 NAMESPACE = "loaded"
 KUBECTL = """#!{python} -S
 import json, os, shutil, subprocess, sys
@@ -64,15 +68,28 @@ def place(
 
 
 @pytest.fixture(scope="module")
-def master_pod(cluster: LocalCluster) -> str:
+def master_pod(cluster: LocalCluster, identity: BuiltModel) -> str:
+    """And two workers: pods that run something, and are ready."""
     kube = Kube(cluster.kubeconfig)
     kube.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-    pod = {
-        "metadata": {"name": "servecert-load-master-x", "labels": generators._labels("master")},
-        "spec": {"containers": [{"name": "master", "image": "servecert/load:1"}]},
-    }
-    kube.call("POST", f"/api/v1/namespaces/{NAMESPACE}/pods", pod)
+    for name, role in (("master-x", "master"), ("worker-x", "worker"), ("worker-y", "worker")):
+        kube.call("POST", PODS, generator_pod(f"servecert-load-{name}", role, identity))
     return "servecert-load-master-x"
+
+
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+
+
+def generator_pod(name: str, role: str, identity: BuiltModel, image: str = "servecert/reference:1.0.0") -> Object:
+    container = {"name": role, "image": image}
+    return {
+        "metadata": {
+            "name": name,
+            "labels": generators._labels(role),
+            "annotations": {STORAGE_ANNOTATION: f"file://{identity.artifacts}"},
+        },
+        "spec": {"containers": [container], "initContainers": [{"name": "storage-initializer", "image": "any"}]},
+    }
 
 
 def verbs(log: Path) -> list[str]:
@@ -97,8 +114,8 @@ async def test_every_row_comes_back_from_the_pods(
     answers = next(item for item in found if isinstance(item, CheckResult) and item.id == "load.answers")
     assert answers.outcome is Outcome.PASSED
     called = verbs(log)
-    assert called[:3] == ["delete", "apply", "wait"]
-    assert called[-1] == "delete", "what was started is taken away"
+    assert called[:2] == ["delete", "apply"]
+    assert called[-2:] == ["logs", "delete"], "what was started is taken away, its last words are kept"
     assert called.count("cp") == 2, "there and back"
     assert list(yaml.safe_load_all((tmp_path / "applied").read_text())) == manifests("servecert/load:1", 2)
     wait_until(lambda: not processes_mentioning(f"distributed.master 127.0.0.1 {port}"), what="the master's end")
@@ -141,12 +158,41 @@ async def test_what_fails_leaves_nothing(
     place: tuple[ClusterGenerators, Path, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     within, log, _ = place
-    monkeypatch.setenv("SERVECERT_RETRY_S", "0")
+    monkeypatch.setattr(generators, "WITHIN_S", 1.0)
     empty = ClusterGenerators(within.kubeconfig, "nobody-here", within.image, within.log, within.stop)
-    with pytest.raises(ClusterError, match="the load master's pod is gone"):
+    with pytest.raises(ClusterError, match="2 load generators were not ready within 1 s: 0 pods were created"):
         async with empty.open(1):
             pytest.fail("there is no master")
     assert verbs(log)[-1] == "delete"
+
+
+async def test_a_generator_that_cannot_start_is_named_at_once(
+    place: tuple[ClusterGenerators, Path, int], cluster: LocalCluster, master_pod: str, identity: BuiltModel
+) -> None:
+    within, log, _ = place
+    kube = Kube(cluster.kubeconfig)
+    kube.call("POST", PODS, generator_pod("servecert-load-worker-z", "worker", identity, "nowhere.example/load:1"))
+    try:
+        with pytest.raises(
+            ClusterError, match=f"{NAMESPACE}/servecert-load-worker-z: (ErrImagePull|ImagePullBackOff): "
+        ):
+            async with within.open(3):
+                pytest.fail("a worker's image cannot be pulled")
+    finally:
+        kube.call("DELETE", f"{PODS}/servecert-load-worker-z")
+    assert verbs(log)[-1] == "delete"
+
+
+def test_what_a_generator_waits_for() -> None:
+    def pod(phase: str = "Pending", *conditions: tuple[str, str, str], **status: Any) -> Object:
+        said = [{"type": kind, "status": value, "message": message} for kind, value, message in conditions]
+        return {"status": {"phase": phase, "conditions": said, **status}}
+
+    assert generators._waits(pod("Running", ("Ready", "True", ""))) == ""
+    no_room = pod("Pending", ("PodScheduled", "False", "0/1 nodes are available: 1 Insufficient cpu."))
+    assert generators._waits(no_room) == "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu."
+    assert generators._waits(pod("Failed", message="evicted")) == "Failed: evicted"
+    assert generators._waits(pod()) == "Pending"
 
 
 async def test_without_a_cluster_it_is_a_mistake(reference: Reference) -> None:

@@ -85,15 +85,19 @@ class Fleet:
 
     async def connect(self, address: Address, note: Callable[[str], None]) -> None:
         self.port = (await self._line())["listening"]
-        note(f"waiting for {address.expect} load workers: servecert worker locust://{address.host}:{self.port}")
+        if address.in_cluster:
+            start = "kubectl.log has what their pods said"
+            note(f"waiting for {address.expect} load workers to find the master")
+        else:
+            start = f"start others: 'servecert worker locust://{address.host}:{self.port}'"
+            note(f"waiting for {address.expect} load workers: servecert worker locust://{address.host}:{self.port}")
         try:
             async with asyncio.timeout(address.wait_s):
                 while self.count < address.expect:
                     self.count = (await self._line()).get("workers", self.count)
         except TimeoutError as error:
             raise WorkerError(
-                f"{self.count} of {address.expect} load workers connected within {address.wait_s:g} s; start others:"
-                f" 'servecert worker locust://{address.host}:{self.port}'"
+                f"{self.count} of {address.expect} load workers connected within {address.wait_s:g} s; {start}"
             ) from error
 
     async def run(

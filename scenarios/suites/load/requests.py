@@ -56,7 +56,10 @@ def request_id(row: int) -> str:
 async def encode(endpoint: Endpoint, plan: Plan) -> list[Encoded]:
     """Each case is asked alone first: what nobody knows the right answer to is compared with that."""
     if plan.protocol in GRPC and not endpoint.grpc_address:
-        raise UsageError(f"{plan.name}: load over gRPC needs a gRPC address; give --grpc HOST:PORT")
+        raise UsageError(
+            f"{plan.name}: load over gRPC needs a gRPC address: --grpc HOST:PORT, or in a scenario"
+            " for a real cluster 'expose: grpc' at the service (it routes to one port)"
+        )
     async with contextlib.AsyncExitStack() as stack:
         rest = await stack.enter_async_context(endpoint.rest(max(plan.timeout_s, 30)))
         if plan.protocol == "openai":
