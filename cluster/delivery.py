@@ -110,10 +110,10 @@ class Delivery:
                     raise UsageError(f"{name}: cannot read {os.environ[name]}: {error.strerror}") from error
             else:
                 values[name] = os.environ[name]
-        endpoint = "minio.minio:9000" if self.models.minio else self.models.endpoint
+        endpoint = "http://minio.minio:9000" if self.models.minio else self.models.endpoint
         if endpoint:
-            annotations["serving.kserve.io/s3-endpoint"] = endpoint
-            annotations["serving.kserve.io/s3-usehttps"] = "0" if self.models.minio else "1"
+            annotations["serving.kserve.io/s3-endpoint"] = endpoint.rpartition("://")[2]
+            annotations["serving.kserve.io/s3-usehttps"] = "0" if endpoint.startswith("http://") else "1"
         return {
             "apiVersion": "v1",
             "kind": "Secret",

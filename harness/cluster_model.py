@@ -88,7 +88,12 @@ class Models(Strict):
         examples=[["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]],
     )
     minio: bool = Field(False, description="start MinIO in the cluster and put them there, with s3://BUCKET")
-    endpoint: str | None = Field(None, description="HOST:PORT of an S3 service that is not AWS, as pods see it")
+    endpoint: str | None = Field(
+        None,
+        pattern=r"^(https?://)?[^/:\s]+(:[0-9]+)?$",
+        description="HOST:PORT of an S3 service that is not AWS, as pods see it; by https, unless it begins with http://",
+        examples=["s3.internal:9000", "http://minio.storage:9000"],
+    )
     storage: str = Field("5Gi", description="size of the claim, with pvc://")
     storage_class: str | None = None
 

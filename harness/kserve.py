@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.apierrors import PASSING, explain
 from harness.errors import ClusterError, DeployError
@@ -34,6 +34,15 @@ CRASHES = 2
 
 class _ConflictError(ClusterError):
     pass
+
+
+class Used(NamedTuple):
+    """What a kubelet says of a pod: processor seconds since its start, bytes of its working set, and when it looked, in
+    seconds of the node's clock."""
+
+    cpu_s: float
+    memory_bytes: int
+    at_s: float
 
 
 class KServe:
@@ -151,9 +160,9 @@ class KServe:
         what = f"{path} of pod {name}, port {port}"
         return await self._through(what, f"namespaces/{self.namespace}/pods/{name}:{port}/proxy{path}", body)
 
-    async def usage(self, name: str) -> dict[str, tuple[float, int]]:
-        """Of each pod of a service, by its name: processor seconds used so far, and bytes in memory, as the kubelets of
-        its nodes have them. Raises ClusterError where they do not say (that takes the right to get nodes/proxy)."""
+    async def usage(self, name: str) -> dict[str, Used]:
+        """Of each pod of a service, by its name: what the kubelets of its nodes saw when they last looked. Raises
+        ClusterError where they do not say (that takes the right to get nodes/proxy)."""
         pods = {pod["metadata"]["uid"]: pod for pod in await self.pods(name)}
         found = {}
         for node in dict.fromkeys(pod["spec"].get("nodeName") for pod in pods.values()):
@@ -164,8 +173,12 @@ class KServe:
                 summary = json.loads(await self._through(what, f"nodes/{node}/proxy/stats/summary"))
                 for item in summary["pods"]:
                     if (pod := pods.get(item["podRef"]["uid"])) is not None:
-                        cpu_s = item["cpu"]["usageCoreNanoSeconds"] / 1e9
-                        found[pod["metadata"]["name"]] = (cpu_s, int(item["memory"]["workingSetBytes"]))
+                        cpu = item["cpu"]
+                        found[pod["metadata"]["name"]] = Used(
+                            cpu["usageCoreNanoSeconds"] / 1e9,
+                            int(item["memory"]["workingSetBytes"]),
+                            datetime.fromisoformat(cpu["time"]).timestamp(),
+                        )
             except LookupError as error:
                 raise ClusterError(f"{what}: not found, or without {error}") from error
             except (ValueError, TypeError) as error:

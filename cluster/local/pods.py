@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ class Kubelet:
 
     def stats(self) -> Object:
         """What a kubelet says at ``/stats/summary`` of the pods that run. Processes that have ended no longer count."""
-        moment = now()
+        moment = datetime.now(UTC).isoformat()  # looked at now, and not some seconds ago as a real one
         pods = []
         for worker in list(self._workers.values()):
             used = _used(worker, memory=True)

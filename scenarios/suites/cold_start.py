@@ -65,9 +65,16 @@ class Trial:
     """What does not fit in Kubernetes' timestamps; empty where they agree."""
 
     @property
+    def ready_late_s(self) -> float:
+        """How long after the first answer the pod was called ready; negative where that was before."""
+        return self.ends_s["ready"] - self.ends_s["first_byte"]
+
+    @property
     def phases_s(self) -> dict[str, float]:
-        """How long each took."""
-        ends = [0.0, *(self.ends_s[name] for name in PHASES)]
+        """How long each took, as far as the first answer waited for it: together they are all of it. (Knative's activator
+        asks a pod itself, and sends requests on before Kubernetes calls the pod ready.)"""
+        whole = self.ends_s["first_byte"]
+        ends = [0.0, *(min(self.ends_s[name], whole) for name in PHASES)]
         return {name: max(0.0, after - before) for name, (before, after) in zip(PHASES, pairwise(ends), strict=True)}
 
 
@@ -290,6 +297,9 @@ class _Suite:
             records.append(judge.measurement(f"first_byte.{name}", value, "s", totals.size))
         for name, values in columns.items():
             records.append(judge.measurement(f"phase.{name}", float(np.median(values)), "s", len(values)))
+        late = float(np.median([trial.ready_late_s for trial in answered]))
+        if late > 0:
+            records.append(judge.measurement("ready_after_first_byte", late, "s", totals.size))
         usual = float(np.median(warm))
         records.append(judge.measurement("warm", usual, "s", len(warm)))
         records.append(judge.measurement("cold_over_warm", float(np.median(totals)) / usual, "times", totals.size))

@@ -85,6 +85,11 @@ def test_object_storage_with_a_secret(
     assert secret is not None
     assert base64.b64decode(secret["data"]["AWS_SECRET_ACCESS_KEY"]) == b"hush"
     assert secret["metadata"]["annotations"]["serving.kserve.io/s3-endpoint"] == "s3.internal:9000"
+    assert secret["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] == "1"
+    plain = delivery(cluster, tmp_path, uri="s3://bucket", secret_from=names, endpoint="http://s3.internal:9000")
+    annotations = plain._secret()["metadata"]["annotations"]
+    assert annotations["serving.kserve.io/s3-endpoint"] == "s3.internal:9000"
+    assert annotations["serving.kserve.io/s3-usehttps"] == "0"
     account = kube.get("v1", "serviceaccounts", "servecert-models", NAMESPACE)
     assert account is not None
     assert account["secrets"] == [{"name": "servecert-models"}]

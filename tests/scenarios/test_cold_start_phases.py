@@ -63,6 +63,16 @@ def test_each_phase_ends_with_the_change_that_ends_it() -> None:
     assert sum(trial.phases_s.values()) == pytest.approx(9.5)
 
 
+def test_an_answer_before_the_pod_is_called_ready_ends_the_phases() -> None:
+    """As on Knative, whose activator does not wait for Kubernetes."""
+    ends = phase_ends(CHANGES, pulled_s=104.5, begun_s=100.0, first_byte_s=107.0)
+    trial = Trial(ends, 10.0, 4, 0, "", {}, "")
+    assert trial.phases_s["ready"] == pytest.approx(2.0)
+    assert trial.phases_s["first_byte"] == 0
+    assert sum(trial.phases_s.values()) == pytest.approx(7.0)
+    assert trial.ready_late_s == pytest.approx(2.0)
+
+
 def test_an_image_that_was_there_takes_no_time() -> None:
     ends = phase_ends(CHANGES, pulled_s=None, begun_s=100.0, first_byte_s=109.5)
     assert Trial(ends, 10.0, 4, 0, "", {}, "").phases_s["image"] == 0

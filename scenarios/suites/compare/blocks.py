@@ -15,6 +15,7 @@ from harness.stats import percentile
 from scenarios.suites.canary.counters import read
 from scenarios.suites.capacity import MOST_TRIALS, Search, Trial, bracket, next_rate
 from scenarios.suites.compare.contenders import Comparing, Contender, Present, Taken
+from scenarios.suites.compare.usage import Meter
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import build_job, wrong_answers
 from scenarios.suites.load.results import batch_of, judge_objective, summarize_stage
@@ -49,18 +50,33 @@ class Blocks:
         self.step = step
         self.note = note
         self.generators: Generators = LocalGenerators(processes)
+        counters = {"cpu": wanted.cpu, "memory": wanted.memory}
+        self._from_kubelets = {name for name, counter in counters.items() if counter is None and name in wanted.metrics}
+        self._meters: dict[str, Meter] = {}
 
     async def take(self, number: int, round_: int, contender: Contender, present: Present, taken: Taken) -> Block:
         """Raises MeasurementError where it could not be measured."""
         before = await self._counted(present)
+        kubelets, meter = self._from_kubelets, self._meters.get(contender.name)
+        if meter is None:
+            meter = self._meters[contender.name] = Meter(cpu="cpu" in kubelets)
+        deployed = present.deployed if kubelets else None
+        if deployed is not None:
+            await meter.begin(deployed.kserve, deployed.name)
         if "capacity" in self.wanted.metrics:
             block = await self._search(number, round_, contender, present, taken)
         else:
             block = await self._load(number, round_, contender, present, taken)
         after = await self._counted(present)
-        values, answered = block.values, block.requests - block.failed
+        values, answered = block.values, max(block.requests - block.failed, 1)
+        if deployed is not None:
+            used = await meter.end(deployed.kserve, deployed.name)
+            if "cpu" in kubelets:
+                values["cpu"] = used["cpu"] / answered
+            if "memory" in kubelets:
+                values["memory"] = used["memory"]
         if "cpu" in after:
-            values["cpu"] = max(after["cpu"] - before["cpu"], 0.0) / max(answered, 1)
+            values["cpu"] = max(after["cpu"] - before["cpu"], 0.0) / answered
         if "memory" in after:
             values["memory"] = max(before["memory"], after["memory"])
         if present.cold_start_s is not None:
@@ -142,20 +158,10 @@ class Blocks:
         return result, batch, wrong_answers(plan.protocol, stage, encoded, job.cycle)
 
     async def _counted(self, present: Present) -> dict[str, float]:
-        """CPU seconds and memory of the pods of a variant: by the counters that the scenario names, else as the
-        kubelets have them."""
-        deployed, wanted = present.deployed, self.wanted
-        if deployed is None:
-            return {}
+        """By the counters that the scenario names; both are of the moment."""
         found: dict[str, float] = {}
-        counters = {"cpu": wanted.cpu, "memory": wanted.memory}
-        for name, counter in counters.items():
-            if counter is not None:
-                reading = await read(deployed, counter)
+        for name, counter in (("cpu", self.wanted.cpu), ("memory", self.wanted.memory)):
+            if counter is not None and present.deployed is not None:
+                reading = await read(present.deployed, counter)
                 found[name] = sum(value for _, value in reading.pods.values())
-        if any(counter is None and name in wanted.metrics for name, counter in counters.items()):
-            usage = await deployed.kserve.usage(deployed.name)
-            for name, values in zip(counters, zip(*usage.values(), strict=True), strict=True):
-                if name in wanted.metrics:
-                    found.setdefault(name, float(sum(values)))
         return found

@@ -115,6 +115,9 @@ class Suite:
         names = list(wanted.metrics)
         if missing := [name for name in names if not all(item.values.get(name) for item in taken)]:
             raise MeasurementError(f"{self.step}: {', '.join(missing)} was asked for, and nothing gave it")
+        for contender, item in zip(self.contenders, taken, strict=True):
+            if none := [name for name in names if min(item.values[name]) <= 0]:
+                raise MeasurementError(f"{self.step}: {', '.join(none)} of {contender.name} was 0 in a block")
         names += [
             name for name in ("cpu", "memory") if name not in names and all(item.values.get(name) for item in taken)
         ]
