@@ -12,7 +12,6 @@ import importlib.util
 import os
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from cluster.commands import Command, require_tools, run
 from cluster.ingress import forward
 from cluster.install import pinned
 from cluster.kube import Kube, collection
+from cluster.waiting import await_pods
 from harness.cluster_model import Models
 from harness.errors import ClusterError, UsageError
 
@@ -30,6 +30,7 @@ Object = dict[str, Any]
 Progress = Callable[[str], None]
 ACCOUNT = "servecert-models"
 LOADER = "servecert-models"
+LOADER_SELECTOR = f"app.kubernetes.io/name={LOADER}"
 WITHIN_S = 300.0
 _EXTRAS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "abfs": ("adlfs", "azure"), "https": ("adlfs", "azure")}
 _GOOGLE = "GOOGLE_APPLICATION_CREDENTIALS"
@@ -67,7 +68,7 @@ class Delivery:
             target = f"{self.models.uri}/{name}-{fingerprint(artifacts)}"
             progress(f"delivering {name} to {target}")
             if target.startswith("pvc://"):
-                self._copy_to_claim(target, artifacts)
+                self._copy_to_claim(target, artifacts, progress)
             else:
                 self._upload(target, artifacts)
             return Delivered(target, self._account)
@@ -173,13 +174,7 @@ class Delivery:
         deployment, service = minio_objects()
         self.ensure("apps/v1", "deployments", deployment)
         self.ensure("v1", "services", service)
-        deadline = time.monotonic() + WITHIN_S
-        while True:
-            live = self._kube.get("apps/v1", "deployments", "minio", "minio") or {}
-            if (live.get("status") or {}).get("availableReplicas"):
-                return
-            if time.monotonic() > deadline or self._stop.wait(1.0):
-                raise ClusterError(f"MinIO was not available within {WITHIN_S:g} s: kubectl describe pods -n minio")
+        await_pods(self._kube, "minio", "app=minio", 1, "MinIO", within_s=WITHIN_S, stop=self._stop, progress=progress)
 
     # A claim
 
@@ -200,22 +195,23 @@ class Delivery:
         if self._kube.get("v1", "persistentvolumeclaims", name, self.namespace) is None:
             self.ensure("v1", "persistentvolumeclaims", claim)
 
-    def _copy_to_claim(self, target: str, artifacts: Path) -> None:
+    def _copy_to_claim(self, target: str, artifacts: Path, progress: Progress) -> None:
         """Through a pod that mounts the claim, which is gone afterwards."""
         claim, _, path = target.removeprefix("pvc://").partition("/")
         base = ("kubectl", "--kubeconfig", str(self._kubeconfig), "--namespace", self.namespace)
-        commands = [
-            Command((*base, "apply", "-f", "-"), "start a pod that mounts the claim", stdin=loader(claim)),
-            Command(
-                (*base, "wait", f"pod/{LOADER}", "--for=condition=Ready", f"--timeout={WITHIN_S:g}s"),
-                f"wait for the pod that mounts claim {claim}",
-            ),
+        start = Command((*base, "apply", "-f", "-"), "start a pod that mounts the claim", stdin=loader(claim))
+        copy = [
             Command((*base, "exec", LOADER, "--", "mkdir", "-p", f"/models/{path}"), "make the model's folder"),
             Command((*base, "cp", f"{artifacts}/.", f"{LOADER}:/models/{path}"), "copy the model", attempts=2),
         ]
-        require_tools(commands)
+        require_tools([start, *copy])
         try:
-            for command in commands:
+            run(start, self._log, self._stop)
+            await_pods(
+                self._kube, self.namespace, LOADER_SELECTOR, 1, f"the pod that mounts claim {claim}",
+                within_s=WITHIN_S, stop=self._stop, progress=progress,
+            )  # fmt: skip
+            for command in copy:
                 run(command, self._log, self._stop)
         finally:
             gone = (*base, "delete", f"pod/{LOADER}", "--ignore-not-found", "--wait", "--grace-period=1")
@@ -270,7 +266,7 @@ def loader(claim: str) -> str:
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": LOADER, "labels": _LABELS},
+        "metadata": {"name": LOADER, "labels": {**_LABELS, "app.kubernetes.io/name": LOADER}},
         "spec": {
             "restartPolicy": "Never",
             "containers": [

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import yaml
 
 from cluster.commands import Command, Progress, require_tools, run
 from cluster.kube import Kube
+from cluster.waiting import await_pods
 from harness.errors import ClusterError
 from harness.version import __version__
 
@@ -111,25 +111,10 @@ class ClusterGenerators:
             await asyncio.shield(asyncio.to_thread(run, gone, self.log, threading.Event()))
 
     def _await_pods(self, count: int) -> None:
-        """Raises ClusterError: at once for a pod that ended or whose image cannot be pulled, after ``WITHIN_S`` for one
-        that no node has room for (a cluster may grow)."""
-        kube = Kube(self.kubeconfig)
-        deadline = time.monotonic() + WITHIN_S
-        while True:
-            listed = kube.list("v1", "pods", self.namespace, SELECTOR)
-            pods = [pod for pod in listed if not pod["metadata"].get("deletionTimestamp")]
-            waits = {pod["metadata"]["name"]: state for pod in pods if (state := _waits(pod))}
-            if len(pods) >= count and not waits:
-                return
-            for name, state in waits.items():
-                if state.startswith(_HOPELESS):
-                    raise ClusterError(f"load generator {self.namespace}/{name}: {state}")
-            self.progress(f"load generators: {len(pods) - len(waits)} of {count} ready")
-            if time.monotonic() > deadline:
-                why = "; ".join(f"{name}: {state}" for name, state in waits.items()) or f"{len(pods)} pods were created"
-                raise ClusterError(f"{count} load generators were not ready within {WITHIN_S:g} s: {why}")
-            if self.stop.wait(1.0):
-                raise ClusterError("stopped while the load generators were waited for")
+        await_pods(
+            Kube(self.kubeconfig), self.namespace, SELECTOR, count, "load generators",
+            within_s=WITHIN_S, stop=self.stop, progress=self.progress,
+        )  # fmt: skip
 
     def _pod(self) -> str:
         found = Kube(self.kubeconfig).list("v1", "pods", self.namespace, f"{SELECTOR},role=master")
@@ -146,34 +131,6 @@ class ClusterGenerators:
             return {str((pod.get("spec") or {}).get("nodeName")) for pod in pods} - {"None"}
 
         return sorted(nodes(SELECTOR) & nodes("serving.kserve.io/inferenceservice"))
-
-
-_HOPELESS = (
-    "CrashLoop",
-    "ErrImage",
-    "ImagePull",
-    "InvalidImageName",
-    "CreateContainerConfigError",
-    "Failed",
-    "Succeeded",
-)
-
-
-def _waits(pod: Object) -> str:
-    """What a pod still waits for, empty where it is ready; it begins with Kubernetes' own word."""
-    status = pod.get("status") or {}
-    if status.get("phase") in ("Failed", "Succeeded"):
-        return f"{status['phase']}: {status.get('message') or 'it ended before the load began'}"
-    conditions = {item["type"]: item for item in status.get("conditions") or []}
-    if conditions.get("Ready", {}).get("status") == "True":
-        return ""
-    if conditions.get("PodScheduled", {}).get("status") == "False":
-        return f"Unschedulable: {conditions['PodScheduled'].get('message') or 'no node fits'}"
-    for item in status.get("containerStatuses") or []:
-        waiting = (item.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason"):
-            return f"{waiting['reason']}: {waiting.get('message') or item.get('image', '')}"
-    return str(status.get("phase") or "Pending")
 
 
 def manifests(image: str, workers: int) -> list[Object]:

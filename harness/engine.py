@@ -214,8 +214,15 @@ class Engine:
 
         async def guarded(name: str, service: Service) -> Prepared | None:
             started = time.monotonic()
+            task = asyncio.create_task(asyncio.to_thread(self._build, name, service))
             try:
-                done = await asyncio.to_thread(self._build, name, service)
+                done = await asyncio.shield(task)
+            except asyncio.CancelledError:
+                # What it has begun on the cluster it has to take away, while there is a kubeconfig.
+                self.stop.set()
+                with contextlib.suppress(ServecertError):
+                    await _to_the_end(task)
+                raise
             except ServecertError as error:
                 self._error(error, name)
                 return None

@@ -71,8 +71,8 @@ class Trial:
 
     @property
     def phases_s(self) -> dict[str, float]:
-        """How long each took, as far as the first answer waited for it: together they are all of it. (Knative's activator
-        asks a pod itself, and sends requests on before Kubernetes calls the pod ready.)"""
+        """How long each took, as far as the first answer waited for it: together they are all of it. Knative's
+        activator asks a pod itself, and sends requests on before Kubernetes calls the pod ready."""
         whole = self.ends_s["first_byte"]
         ends = [0.0, *(min(self.ends_s[name], whole) for name in PHASES)]
         return {name: max(0.0, after - before) for name, (before, after) in zip(PHASES, pairwise(ends), strict=True)}

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.local.pods import STORAGE_ANNOTATION
+
 _SCRIPT = """#!{python} -S
 import json, os, re, signal, sys, time
 home = {home!r}
@@ -19,7 +21,9 @@ state = os.environ.get("SERVECERT_STATE", "")
 folder = os.path.join(state, "clusters")
 known = sorted(item for item in os.listdir(folder) if item.endswith(".json")) if os.path.isdir(folder) else []
 call = {{"line": line, "argv": [name, *sys.argv[1:]], "stdin": stdin, "known": known, "pid": os.getpid(),
-        "kubeconfig": os.environ.get("KUBECONFIG", ""), "profile": os.environ.get("AWS_PROFILE", "")}}
+        "kubeconfig": os.environ.get("KUBECONFIG", ""),
+        "there": "--kubeconfig" in sys.argv and os.path.exists(sys.argv[sys.argv.index("--kubeconfig") + 1]),
+        "profile": os.environ.get("AWS_PROFILE", "")}}
 with open(os.path.join(home, "calls.jsonl"), "a") as file:
     file.write(json.dumps(call) + "\\n")
 with open(os.path.join(home, "rules.json")) as file:
@@ -95,3 +99,18 @@ class StandIns:
 
     def forget_calls(self) -> None:
         (self.home / "calls.jsonl").unlink(missing_ok=True)
+
+
+RUNS_HERE = "servecert/reference:1.0.0"
+
+
+def running_pod(name: str, labels: dict[str, str], artifacts: Path, image: str = RUNS_HERE) -> dict[str, Any]:
+    """A pod that the embedded cluster can start, and that is ready: in place of one whose image is of elsewhere."""
+    annotations = {STORAGE_ANNOTATION: f"file://{artifacts}"}
+    return {
+        "metadata": {"name": name, "labels": labels, "annotations": annotations},
+        "spec": {
+            "containers": [{"name": "main", "image": image}],
+            "initContainers": [{"name": "storage-initializer", "image": "any"}],
+        },
+    }

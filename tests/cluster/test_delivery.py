@@ -17,7 +17,8 @@ from cluster.kube import Kube
 from cluster.local.provider import LocalCluster
 from harness.cluster_model import Models
 from harness.errors import ClusterError, UsageError
-from tests.cluster.standins import StandIns
+from harness.runtimes import BuiltModel
+from tests.cluster.standins import StandIns, running_pod
 
 NAMESPACE = "delivery"
 
@@ -120,8 +121,15 @@ def test_what_is_missing_is_named(cluster: LocalCluster, artifacts: Path, tmp_pa
 
 
 def test_a_claim_is_filled_through_a_pod_that_goes(
-    cluster: LocalCluster, kube: Kube, artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: LocalCluster,
+    kube: Kube,
+    artifacts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    identity: BuiltModel,
 ) -> None:
+    labels = {"app.kubernetes.io/name": "servecert-models"}
+    _start(kube, NAMESPACE, "servecert-models", labels, identity.artifacts)
     standins = StandIns(tmp_path / "tools").install("kubectl")
     monkeypatch.setenv("PATH", standins.environment()["PATH"])
     monkeypatch.setenv("SERVECERT_RETRY_S", "0")
@@ -135,8 +143,8 @@ def test_a_claim_is_filled_through_a_pod_that_goes(
     assert claim["spec"]["storageClassName"] == "fast"
     assert claim["spec"]["resources"]["requests"]["storage"] == "2Gi"
     verbs = [call["argv"][5] for call in standins.calls()]
-    assert verbs == ["apply", "wait", "exec", "cp", "delete"]
-    assert standins.calls()[3]["argv"][-2:] == [f"{artifacts}/.", f"servecert-models:/models/{place}"]
+    assert verbs == ["apply", "exec", "cp", "delete"]
+    assert standins.calls()[2]["argv"][-2:] == [f"{artifacts}/.", f"servecert-models:/models/{place}"]
     standins.forget_calls()
     standins.rule({"match": " cp ", "exit": 1, "stderr": "no space left on device\n"})
     with pytest.raises(ClusterError, match=r"could not copy the model[\s\S]*no space left"):
@@ -151,6 +159,7 @@ def test_minio_has_a_password_of_its_own(
     tmp_path: Path,
     store: type[MemoryFileSystem],
     monkeypatch: pytest.MonkeyPatch,
+    identity: BuiltModel,
 ) -> None:
     standins = StandIns(tmp_path / "tools").install("kubectl")
     standins.rule({"match": "port-forward", "stdout": "Forwarding from 127.0.0.1:43210 -> 9000\n", "hangs": True})
@@ -163,7 +172,8 @@ def test_minio_has_a_password_of_its_own(
         return opened(path)
 
     monkeypatch.setattr("fsspec.core.url_to_fs", url_to_fs)
-    available = threading.Thread(target=_make_available, args=(kube,), daemon=True)
+    pod = (kube, "minio", "minio-x", {"app": "minio"}, identity.artifacts)
+    available = threading.Thread(target=_start, args=pod, daemon=True)
     available.start()
     wanted = delivery(cluster, tmp_path, uri="s3://models", minio=True)
     delivered = wanted.deliver("iris", artifacts)
@@ -185,14 +195,12 @@ def test_minio_has_a_password_of_its_own(
     wanted.clean()
 
 
-def _make_available(kube: Kube) -> None:
-    """The embedded cluster starts no pods for Deployments that are not KServe's."""
-    where = "/apis/apps/v1/namespaces/minio/deployments/minio"
+def _start(kube: Kube, namespace: str, name: str, labels: dict[str, str], artifacts: Path) -> None:
+    """A ready pod with these labels, as soon as there is the namespace: the embedded cluster starts no pods for
+    Deployments that are not KServe's, and the stand-in for kubectl none at all."""
     for _ in range(200):
         try:
-            live = kube.call("GET", where)
+            kube.call("POST", f"/api/v1/namespaces/{namespace}/pods", running_pod(name, labels, artifacts))
+            return
         except LookupError:
             threading.Event().wait(0.05)
-            continue
-        kube.call("PUT", f"{where}/status", {**live, "status": {"availableReplicas": 1}})
-        return

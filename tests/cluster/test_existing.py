@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import threading
@@ -536,3 +537,23 @@ def test_what_pods_and_the_api_say_is_told() -> None:
     quota = json.dumps({"message": "pods is forbidden: exceeded quota: small"})
     assert "exceeded quota" in explain(403, "Forbidden", quota)
     assert "log in again" in explain(401, "Unauthorized", "Unauthorized")
+
+
+def test_an_interruption_while_a_model_is_delivered_takes_away_what_was_begun(
+    tmp_path: Path, cluster: LocalCluster
+) -> None:
+    standins = StandIns(tmp_path / "tools").install("kubectl")
+    standins.rule({"match": "apply -f -", "hangs": True})
+    path = scenario(tmp_path, cluster, cluster={"models": {"uri": "pvc://models"}, "preflight": False})
+    process = subprocess.Popen(
+        [*SERVECERT, "run", str(path), "--out", str(tmp_path / "run")],
+        env=standins.environment(), cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: any("apply" in line for line in standins.lines()), within_s=60)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    last = standins.calls()[-1]
+    assert "delete pod/servecert-models" in last["line"]
+    assert last["there"], "the pod goes while there is a kubeconfig to say so with"
+    assert (tmp_path / "run" / "logs" / "kubectl.log").exists()

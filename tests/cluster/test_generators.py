@@ -15,14 +15,15 @@ import yaml
 from cluster import generators
 from cluster.generators import ClusterGenerators, manifests
 from cluster.kube import Kube
-from cluster.local.pods import STORAGE_ANNOTATION
 from cluster.local.provider import LocalCluster
+from cluster.waiting import waits_for
 from harness.endpoint import Endpoint
 from harness.errors import ClusterError, UsageError
 from harness.load.distributed import Address
 from harness.records import CheckResult, LoadResult, Outcome, SampleBatch
 from harness.runtimes import BuiltModel
 from scenarios.suites.load import Plan, load
+from tests.cluster.standins import RUNS_HERE, running_pod
 from tests.helpers import ROOT, Reference, free_port, load_workers, processes_mentioning, wait_until
 
 Object = dict[str, Any]
@@ -80,16 +81,8 @@ def master_pod(cluster: LocalCluster, identity: BuiltModel) -> str:
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
-def generator_pod(name: str, role: str, identity: BuiltModel, image: str = "servecert/reference:1.0.0") -> Object:
-    container = {"name": role, "image": image}
-    return {
-        "metadata": {
-            "name": name,
-            "labels": generators._labels(role),
-            "annotations": {STORAGE_ANNOTATION: f"file://{identity.artifacts}"},
-        },
-        "spec": {"containers": [container], "initContainers": [{"name": "storage-initializer", "image": "any"}]},
-    }
+def generator_pod(name: str, role: str, identity: BuiltModel, image: str = RUNS_HERE) -> Object:
+    return running_pod(name, generators._labels(role), identity.artifacts, image)
 
 
 def verbs(log: Path) -> list[str]:
@@ -160,7 +153,7 @@ async def test_what_fails_leaves_nothing(
     within, log, _ = place
     monkeypatch.setattr(generators, "WITHIN_S", 1.0)
     empty = ClusterGenerators(within.kubeconfig, "nobody-here", within.image, within.log, within.stop)
-    with pytest.raises(ClusterError, match="2 load generators were not ready within 1 s: 0 pods were created"):
+    with pytest.raises(ClusterError, match="load generators: 2 were not ready within 1 s: 0 pods were created"):
         async with empty.open(1):
             pytest.fail("there is no master")
     assert verbs(log)[-1] == "delete"
@@ -188,11 +181,11 @@ def test_what_a_generator_waits_for() -> None:
         said = [{"type": kind, "status": value, "message": message} for kind, value, message in conditions]
         return {"status": {"phase": phase, "conditions": said, **status}}
 
-    assert generators._waits(pod("Running", ("Ready", "True", ""))) == ""
+    assert waits_for(pod("Running", ("Ready", "True", ""))) == ""
     no_room = pod("Pending", ("PodScheduled", "False", "0/1 nodes are available: 1 Insufficient cpu."))
-    assert generators._waits(no_room) == "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu."
-    assert generators._waits(pod("Failed", message="evicted")) == "Failed: evicted"
-    assert generators._waits(pod()) == "Pending"
+    assert waits_for(no_room) == "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu."
+    assert waits_for(pod("Failed", message="evicted")) == "Failed: evicted"
+    assert waits_for(pod()) == "Pending"
 
 
 async def test_without_a_cluster_it_is_a_mistake(reference: Reference) -> None:

@@ -69,7 +69,7 @@ class Meter:
         if not self._cpu:
             self._before = await kserve.usage(service)
             return
-        now = await kserve.usage(service)
+        now: Usage = await kserve.usage(service)
         if not set(self._last) & set(now):  # the first block, or pods of its own
             self._last = await fresh(kserve, service)
             now = await fresh(kserve, service)
