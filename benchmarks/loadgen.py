@@ -56,7 +56,8 @@ asyncio.run(main())
 
 STALL_RATE, SERVICE_S, STALL_S, PERIOD_S = 200.0, 0.005, 1.0, 10.0
 STALLING = """
-import heapq, select, socket, sys, time
+import heapq, select, socket, struct, sys, time
+STAMP = 35  # SO_TIMESTAMPNS
 service, stall, period = (int(float(text) * 1e9) for text in sys.argv[1:4])
 listener = socket.create_server(('127.0.0.1', 0), backlog=1024)
 listener.setblocking(False)
@@ -77,11 +78,12 @@ while True:  # never sleeps: how late it wakes up must not be in what it is the 
             one, _ = listener.accept()
             one.setblocking(False)
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            one.setsockopt(socket.SOL_SOCKET, STAMP, 1)
             sockets[one.fileno()], parts[one.fileno()] = one, b''
             poll.register(one, select.EPOLLIN)
             continue
         try:
-            data = sockets[descriptor].recv(65536)
+            data, words, _, _ = sockets[descriptor].recvmsg(65536, 128)
         except OSError:
             data = b''
         if not data:
@@ -94,6 +96,10 @@ while True:  # never sleeps: how late it wakes up must not be in what it is the 
             continue
         parts[descriptor] = b''
         arrived = time.monotonic_ns()
+        for level, kind, stamp in words:  # service begins when the kernel has the request, not when Python does
+            if level == socket.SOL_SOCKET and kind == STAMP:
+                seconds, nanoseconds = struct.unpack('qq', stamp[:16])
+                arrived -= max(0, time.time_ns() - seconds * 10**9 - nanoseconds)
         into = (arrived - begun) % period
         ready = arrived + service
         if into >= period - stall:

@@ -422,6 +422,11 @@ def _ingress(subject: _Subject) -> Iterator[Finding]:
             )
             return
     looked = ", ".join(dict.fromkeys(f"{namespace}/{name}" for namespace, name in tried))
+    if any(namespace == subject.scenario.namespace for namespace, _ in tried):
+        yield Finding(
+            "ingress", Answer.UNKNOWN, "the ingress' Service", f"not yet {looked}; it may come with a service"
+        )
+        return
     yield Finding(
         "ingress",
         Answer.FAILED,

@@ -323,19 +323,23 @@ class KServe:
         return result
 
     async def lost_nodes(self, since: datetime) -> list[str]:
-        """What is to be said of nodes that stopped being ready after ``since``; none where nodes may not be read."""
+        """What is to be said of nodes that stopped being ready after ``since``, those that came back included;
+        none where nodes may not be read."""
         try:
             listed = await self._call("nodes", self._core.list_node)
         except (LookupError, ClusterError):
             return []
-        found = []
+        found, then = [], since.replace(microsecond=0)  # Kubernetes' timestamps are cut to the second
         for node in self._core.api_client.sanitize_for_serialization(listed.items):
+            name, born = node["metadata"]["name"], node["metadata"].get("creationTimestamp")
             for item in (node.get("status") or {}).get("conditions") or []:
                 stamp = item.get("lastTransitionTime")
-                if item["type"] != "Ready" or item["status"] == "True" or not stamp:
+                if item["type"] != "Ready" or not stamp or datetime.fromisoformat(stamp) < then:
                     continue
-                if datetime.fromisoformat(stamp) >= since.replace(microsecond=0):
-                    found.append(f"node {node['metadata']['name']} was lost ({item.get('reason', 'not ready')})")
+                if item["status"] != "True":
+                    found.append(f"node {name} was lost ({item.get('reason', 'not ready')})")
+                elif born and datetime.fromisoformat(born) < then:  # a new one becomes ready as well
+                    found.append(f"node {name} was lost, and is back since {stamp}")
         return found
 
     async def last_log(self, pods: list[Object]) -> str:

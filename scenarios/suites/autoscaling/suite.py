@@ -83,6 +83,7 @@ class _Suite:
 
     async def run(self) -> AsyncIterator[Record]:
         settings = await self._settings()
+        await self._rest(settings)
         idle_s = await self._idle_s(settings)
         await self.watch.read()
         control = Control()
@@ -135,6 +136,18 @@ class _Suite:
             return settings_of(annotations, config, int(revision["spec"].get("containerConcurrency") or 0))
         except ValueError as error:
             raise MeasurementError(f"{self.deployed.name}: {error}") from error
+
+    async def _rest(self, settings: Settings) -> None:
+        """Until the pods are gone that a load before this one has brought. Raises MeasurementError where they stay."""
+        floor = max(1, settings.least)
+        deadline = time.monotonic() + self.course.back_within_s
+        while (count := len(await self.deployed.ready_pods())) > floor:
+            if time.monotonic() > deadline:
+                raise MeasurementError(
+                    f"{self.course.plan.name}: {count} pods without load after {self.course.back_within_s:g} s,"
+                    f" and {floor} are to be there: does something else send requests?"
+                )
+            await asyncio.sleep(POLL_S)
 
     async def _idle_s(self, settings: Settings) -> int:
         """How long the service has been there without load, as far as the stable window reaches."""
