@@ -190,7 +190,9 @@ class Knative:
                     "Active": activity,
                     "Ready": (state, "", ""),
                 },
+                knative=True,
             ),
+            "containerStatuses": [{"name": item["name"]} for item in revision["spec"]["containers"]],
             "actualReplicas": ready,
             "desiredReplicas": wanted,
             "observedGeneration": fresh["metadata"]["generation"],
@@ -286,6 +288,7 @@ class Knative:
                     "RoutesReady": route,
                     "Stopped": ("False", "", ""),
                 },
+                knative=True,
             ),
         }
         predictor = dict(path(old, "components", "predictor", default={}))

@@ -269,6 +269,7 @@ class Kubelet:
                 phase="Pending", hostIP=HOST, podIP=HOST, podIPs=[{"ip": HOST}], startTime=now(), qosClass="Burstable"
             )
             self._set_condition(status, "PodScheduled", True)
+            self._set_condition(status, "PodReadyToStartContainers", True)
             self._set_condition(status, "Initialized", not spec.get("initContainers"))
             self._set_condition(status, "ContainersReady", False, "ContainersNotReady")
             self._set_condition(status, "Ready", False, "ContainersNotReady")

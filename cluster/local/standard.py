@@ -375,7 +375,7 @@ class Standard:
             ]
             all_ready = all(item["ready"] for item in status["canaryStatuses"])
             wanted["CanaryPredictorReady"] = ("True", "", "") if all_ready else ("False", "CanaryNotReady", "")
-        status["conditions"] = workload.conditions(isvc, wanted)
+        status["conditions"] = workload.conditions(isvc, wanted, knative=True)
         status["modelStatus"] = workload.model_status(
             newest, old, up=up, rolled_out=rolled_out, failure=failure, invalid=invalid
         )

@@ -125,8 +125,13 @@ def model_status(
     return result
 
 
-def conditions(item: Object, wanted: dict[str, tuple[str, str, str]]) -> list[Object]:
-    """Conditions by type; a transition time changes only with the status."""
+_DECISIVE = ("Ready", "PredictorReady", "IngressReady", "ContainerHealthy", "ResourcesAvailable")
+"""Readiness depends on these; the others are information."""
+
+
+def conditions(item: Object, wanted: dict[str, tuple[str, str, str]], *, knative: bool = False) -> list[Object]:
+    """Conditions by type; a transition time changes only with the status. Of Knative's kind, as InferenceServices are,
+    those that readiness does not depend on say so."""
     result: list[Object] = []
     for kind, (status, reason, message) in sorted(wanted.items()):
         old = condition(item, kind)
@@ -135,6 +140,8 @@ def conditions(item: Object, wanted: dict[str, tuple[str, str, str]]) -> list[Ob
             entry["reason"] = reason
         if message:
             entry["message"] = message
+        if knative and kind not in _DECISIVE:
+            entry["severity"] = "Info"
         entry["lastTransitionTime"] = old["lastTransitionTime"] if old and old["status"] == status else now()
         result.append(entry)
     return result

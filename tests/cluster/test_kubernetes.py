@@ -2,7 +2,9 @@
 
 ``SERVECERT_TEST_KUBECONFIG`` names its kubeconfig, ``SERVECERT_TEST_REGISTRY`` where the project's images are (of the
 reference server and of the load generators), ``SERVECERT_TEST_MODELS`` where models go (``pvc://models``, as in
-``cluster.models.uri``). Two processors are enough. Nothing stays in its namespace but the claim.
+``cluster.models.uri``). Two processors are enough.
+Nothing stays in its namespace but the claim
+and the ServingRuntimes, which other runs may use at the same time.
 """
 
 from __future__ import annotations
@@ -56,7 +58,6 @@ def left() -> list[str]:
     kube = Kube(Path(KUBECONFIG))
     kinds = (
         ("serving.kserve.io/v1beta1", "inferenceservices"),
-        ("serving.kserve.io/v1alpha1", "servingruntimes"),
         *(("v1", plural) for plural in ("pods", "secrets", "services")),
         ("batch/v1", "jobs"),
     )
@@ -93,7 +94,7 @@ def test_load_from_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("service", "cluster", "within_s", "said"),
+    ("service", "section", "within_s", "said"),
     [
         ({"model": {"args": ["--no-such-option"]}}, {}, 90, "crashes at start: exit code 2"),
         ({"predictor": {"annotations": {"autoscaling.knative.dev/window": "1s"}}}, {}, 45, "denied the request"),
@@ -106,11 +107,11 @@ def test_load_from_inside(tmp_path: Path) -> None:
     ids=["crash", "webhook", "image", "unschedulable"],
 )  # fmt: skip
 def test_what_keeps_a_service_from_starting(
-    tmp_path: Path, service: Object, cluster: Object, within_s: float, said: str
+    tmp_path: Path, service: Object, section: Object, within_s: float, said: str
 ) -> None:
     begun = time.monotonic()
     run = tmp_path / "run"
-    path = scenario(tmp_path, [{"suite": "parity", "service": "sound"}], cluster, **service)
+    path = scenario(tmp_path, [{"suite": "parity", "service": "sound"}], section, **service)
     result = servecert("run", str(path), "--out", str(run), timeout_s=300)
     assert result.returncode == 3, result.stderr
     assert any(word in result.stderr for word in said.split("|")), result.stderr

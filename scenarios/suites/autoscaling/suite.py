@@ -138,14 +138,20 @@ class _Suite:
             raise MeasurementError(f"{self.deployed.name}: {error}") from error
 
     async def _rest(self, settings: Settings) -> None:
-        """Until the pods are gone that a load before this one has brought. Raises MeasurementError where they stay."""
+        """Until the pods are gone, and wanted no more, that a load before this one has brought. Raises MeasurementError
+        where they stay."""
         floor = max(1, settings.least)
         deadline = time.monotonic() + self.course.back_within_s
-        while (count := len(await self.deployed.ready_pods())) > floor:
+        while True:
+            seen = Watch(self.deployed)
+            await seen.read()
+            pods = sum(not pod["metadata"].get("deletionTimestamp") for pod in await self.deployed.pods())
+            if max(pods, seen.desired[0]) <= floor:
+                return
             if time.monotonic() > deadline:
                 raise MeasurementError(
-                    f"{self.course.plan.name}: {count} pods without load after {self.course.back_within_s:g} s,"
-                    f" and {floor} are to be there: does something else send requests?"
+                    f"{self.course.plan.name}: {pods} pods without load after {self.course.back_within_s:g} s,"
+                    f" {floor} are to be there: does something else send requests?"
                 )
             await asyncio.sleep(POLL_S)
 
