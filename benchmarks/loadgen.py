@@ -125,6 +125,26 @@ def stalling_server(stall_s: float = 1.0) -> Iterator[tuple[int, int]]:
             server.terminate()
 
 
+AWAKE = """
+import os, sys
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+os.sched_setaffinity(0, {int(sys.argv[1])})
+while True:
+    pass
+"""
+
+
+@contextlib.contextmanager
+def awake(processor: int) -> Iterator[None]:
+    """A loop of the lowest priority keeps a processor from sleeping: how long a virtual one takes to wake up is not
+    what is measured. Whatever else wants to run takes its place at once."""
+    with subprocess.Popen([sys.executable, "-c", AWAKE, str(processor)]) as loop:
+        try:
+            yield
+        finally:
+            loop.kill()
+
+
 @contextlib.contextmanager
 def nginx(paths: str = "") -> Iterator[int]:
     """``paths`` are its locations; by default one answer to whatever is asked."""
@@ -309,12 +329,13 @@ def stall_table(seconds: float = 28.9) -> None:
 
     The analytic answer follows from each request's due time alone: whoever is due in a stall waits for its end and is
     served then, whoever is in service when it begins waits a second longer. (The run ends before its third stall: 7 %
-    of its time, so that p90 is not the edge between the two.) Peers are asked for 200/s as their manuals say.
+    of its time, so that p90 is not the edge between the two.) Peers are asked for 200/s as their manuals say; the
+    clients' processor is kept awake for all of them.
     """
     rows: dict[str, dict[str, float]] = {}
-    with stalling_server(stall_s=0.0) as (port, _):
+    with awake(CLIENT), stalling_server(stall_s=0.0) as (port, _):
         path_s = path_times(port)
-    with stalling_server() as (port, begun_ns):
+    with awake(CLIENT), stalling_server() as (port, begun_ns):
         result = stage(port, seconds, rate=STALL_RATE)
         latency = (result.columns["done_ns"] - result.columns["due_ns"]) / 1e9
         into = ((result.start_ns - begun_ns + result.columns["due_ns"]) / 1e9) % PERIOD_S

@@ -2,9 +2,8 @@
 
 ``SERVECERT_TEST_KUBECONFIG`` names its kubeconfig, ``SERVECERT_TEST_REGISTRY`` where the project's images are (of the
 reference server and of the load generators), ``SERVECERT_TEST_MODELS`` where models go (``pvc://models``, as in
-``cluster.models.uri``). Two processors are enough.
-Nothing stays in its namespace but the claim
-and the ServingRuntimes, which other runs may use at the same time.
+``cluster.models.uri``). Two processors are enough. Nothing stays in its namespace but the claim and the
+ServingRuntimes, which other runs may use at the same time.
 """
 
 from __future__ import annotations
