@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import httpx
 import pytest
 
 from harness.checks import run_check
@@ -39,6 +40,17 @@ class Bench:
         self.process.stdin.write(mutant + "\n")
         self.process.stdin.flush()
         assert self.process.stdout.readline() == "set\n"
+        if not mutant:
+            self.make_whole()
+
+    def make_whole(self) -> None:
+        """A mutant may have kept its model from coming back."""
+        with httpx.Client(base_url=self.server.url) as client:
+            if client.get("/v2/health/ready").status_code == 200:
+                return
+            for item in client.post("/v2/repository/index", json={}).json():
+                client.post(f"/v2/repository/models/{item['name']}/load", json={}).raise_for_status()
+            assert client.get("/v2/health/ready").status_code == 200
 
 
 @pytest.fixture(scope="module")
