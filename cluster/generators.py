@@ -100,15 +100,14 @@ class ClusterGenerators:
             await asyncio.to_thread(self._await_pods, 1 + workers)
             yield InPods(base, await asyncio.to_thread(self._pod), self.log, self.stop)
         finally:
-            words = (*base, "logs", "--selector", SELECTOR, "--prefix", "--tail=100", "--ignore-errors")
-            with contextlib.suppress(ClusterError):  # a pod that never started has none
-                await asyncio.shield(
-                    asyncio.to_thread(
-                        run, Command(words, "read what the load generators said"), self.log, threading.Event()
-                    )
-                )
             # Shielded, and not to be stopped: what is left behind goes on using the cluster.
-            await asyncio.shield(asyncio.to_thread(run, gone, self.log, threading.Event()))
+            await asyncio.shield(asyncio.to_thread(self._end, base, gone))
+
+    def _end(self, base: tuple[str, ...], gone: Command) -> None:
+        words = (*base, "logs", "--selector", SELECTOR, "--prefix", "--tail=100", "--ignore-errors")
+        with contextlib.suppress(ClusterError):  # a pod that never started has none
+            run(Command(words, "read what the load generators said"), self.log, threading.Event())
+        run(gone, self.log, threading.Event())
 
     def _await_pods(self, count: int) -> None:
         await_pods(

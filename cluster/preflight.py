@@ -49,6 +49,11 @@ class Finding:
     fix: str = ""
 
 
+def _judged(id_: str, fits: bool, needs: str, found: str, fix: str) -> Finding:
+    """Where it fits there is nothing to do."""
+    return Finding(id_, Answer.PASSED if fits else Answer.FAILED, needs, found, "" if fits else fix)
+
+
 def preflight(scenario: Scenario, kube: Kube) -> list[Finding]:
     """Raises ClusterError only where the API does not answer at all."""
     version = kube.version()
@@ -94,9 +99,7 @@ def _version(text: str) -> Finding:
     if match is None:
         return Finding("kubernetes", Answer.UNKNOWN, needs, text)
     fits = (int(match[1]), int(match[2])) >= OLDEST
-    return Finding(
-        "kubernetes", Answer.PASSED if fits else Answer.FAILED, needs, text, "" if fits else "upgrade the cluster"
-    )
+    return _judged("kubernetes", fits, needs, text, "upgrade the cluster")
 
 
 def _kserve(subject: _Subject) -> Iterator[Finding]:
@@ -136,9 +139,7 @@ def _deployments(kube: Kube, namespace: str, names: tuple[str, ...], fix: str) -
         image = found["spec"]["template"]["spec"]["containers"][0].get("image", "")
         shown = f"{count} available, {image}"
         see = f"kubectl describe deployment -n {namespace} {name}"
-        yield Finding(
-            f"controller.{name}", Answer.PASSED if count else Answer.FAILED, needs, shown, "" if count else see
-        )
+        yield _judged(f"controller.{name}", bool(count), needs, shown, see)
 
 
 def _knative(subject: _Subject) -> Iterator[Finding]:
@@ -288,13 +289,12 @@ def _quota(subject: _Subject) -> Iterator[Finding]:
             if key in needed and needed[key] > left:
                 short.append(f"{key}: {needed[key]:g} needed, {left:g} left of {value}")
         name = quota["metadata"]["name"]
-        answer = Answer.FAILED if short else Answer.PASSED
-        yield Finding(
+        yield _judged(
             f"quota.{name}",
-            answer,
+            not short,
             f"room in ResourceQuota {name}",
             "; ".join(short) or "enough",
-            "raise the quota, or use another namespace" if short else "",
+            "raise the quota, or use another namespace",
         )
 
 
@@ -338,14 +338,8 @@ def _storage(subject: _Subject, models: Models) -> Finding:
     claim = subject.kube.get("v1", "persistentvolumeclaims", name, subject.scenario.namespace)
     if claim is not None:
         phase = (claim.get("status") or {}).get("phase", "")
-        lost = phase == "Lost"
-        return Finding(
-            "storage",
-            Answer.FAILED if lost else Answer.PASSED,
-            f"claim {name}",
-            phase or "there",
-            "its volume is gone: delete the claim, or name another in cluster.models.uri" if lost else "",
-        )
+        fix = "its volume is gone: delete the claim, or name another in cluster.models.uri"
+        return _judged("storage", phase != "Lost", f"claim {name}", phase or "there", fix)
     classes = subject.kube.list("storage.k8s.io/v1", "storageclasses")
     names = [item["metadata"]["name"] for item in classes]
     default = [
@@ -368,13 +362,9 @@ def _storage(subject: _Subject, models: Models) -> Finding:
         ]
         fits = bool(waiting)
         found = ", ".join([found, *(f"volume {volume}" for volume in waiting)]).strip(", ")
-    return Finding(
-        "storage",
-        Answer.PASSED if fits else Answer.FAILED,
-        f"storage class {models.storage_class or '(a default one)'} for claim {name}",
-        found or "none",
-        "" if fits else "set cluster.models.storage_class, or make the claim yourself",
-    )
+    needs = f"storage class {models.storage_class or '(a default one)'} for claim {name}"
+    fix = "set cluster.models.storage_class, or make the claim yourself"
+    return _judged("storage", fits, needs, found or "none", fix)
 
 
 def _faults(subject: _Subject) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from typing import Any
 from cluster.commands import Progress
 from cluster.kube import Kube
 from harness.errors import ClusterError
+from harness.kserve import is_pod_ready, unschedulable
 
 Object = dict[str, Any]
 POLL_S = 0.5
@@ -22,11 +23,10 @@ def waits_for(pod: Object) -> str:
     status = pod.get("status") or {}
     if status.get("phase") in ("Failed", "Succeeded"):
         return f"{status['phase']}: {status.get('message') or 'it ended before it was of use'}"
-    conditions = {item["type"]: item for item in status.get("conditions") or []}
-    if conditions.get("Ready", {}).get("status") == "True":
+    if is_pod_ready(pod):
         return ""
-    if conditions.get("PodScheduled", {}).get("status") == "False":
-        return f"Unschedulable: {conditions['PodScheduled'].get('message') or 'no node fits'}"
+    if why := unschedulable(pod):
+        return f"Unschedulable: {why}"
     for item in status.get("containerStatuses") or []:
         waiting = (item.get("state") or {}).get("waiting") or {}
         if waiting.get("reason"):

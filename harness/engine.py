@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -138,18 +138,22 @@ class Engine:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    async def _up(self, directory: Path) -> Cluster:
-        """Where this is cancelled, what was begun is taken down before it raises."""
-        call = asyncio.to_thread(up, self.scenario.cluster, directory, self.stop, self.observer.status)
-        task = asyncio.create_task(call)
+    async def _threaded(self, work: Callable[[], _T], undo: Callable[[_T], None] = lambda result: None) -> _T:
+        """What ``work`` returns, from a thread. Where this is cancelled, it is stopped and waited for (what it began
+        on a cluster it takes away), and what it returned is undone, before that is raised."""
+        task = asyncio.create_task(asyncio.to_thread(work))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             self.stop.set()
             with contextlib.suppress(ServecertError):
-                cluster = await _to_the_end(task)
-                await _to_the_end(asyncio.create_task(asyncio.to_thread(cluster.down)))
+                result = await _to_the_end(task)
+                await _to_the_end(asyncio.create_task(asyncio.to_thread(undo, result)))
             raise
+
+    async def _up(self, directory: Path) -> Cluster:
+        work = partial(up, self.scenario.cluster, directory, self.stop, self.observer.status)
+        return await self._threaded(work, lambda cluster: cluster.down())
 
     async def _on_cluster(self, cluster: Cluster) -> None:
         choice = self.scenario.cluster
@@ -214,15 +218,8 @@ class Engine:
 
         async def guarded(name: str, service: Service) -> Prepared | None:
             started = time.monotonic()
-            task = asyncio.create_task(asyncio.to_thread(self._build, name, service))
             try:
-                done = await asyncio.shield(task)
-            except asyncio.CancelledError:
-                # What it has begun on the cluster it has to take away, while there is a kubeconfig.
-                self.stop.set()
-                with contextlib.suppress(ServecertError):
-                    await _to_the_end(task)
-                raise
+                done = await self._threaded(partial(self._build, name, service))
             except ServecertError as error:
                 self._error(error, name)
                 return None

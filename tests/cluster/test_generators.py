@@ -179,7 +179,7 @@ async def test_a_generator_that_cannot_start_is_named_at_once(
 def test_what_a_generator_waits_for() -> None:
     def pod(phase: str = "Pending", *conditions: tuple[str, str, str], **status: Any) -> Object:
         said = [{"type": kind, "status": value, "message": message} for kind, value, message in conditions]
-        return {"status": {"phase": phase, "conditions": said, **status}}
+        return {"metadata": {}, "status": {"phase": phase, "conditions": said, **status}}
 
     assert waits_for(pod("Running", ("Ready", "True", ""))) == ""
     no_room = pod("Pending", ("PodScheduled", "False", "0/1 nodes are available: 1 Insufficient cpu."))

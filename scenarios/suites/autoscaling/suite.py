@@ -44,6 +44,15 @@ class Course:
     overshoot: float
 
 
+async def _pods_and_wish(deployed: Deployed) -> tuple[list[Object], int]:
+    """The pods that are to stay, and how many the autoscaler wants."""
+    pods, revisions = await asyncio.gather(deployed.pods(), deployed.kserve.revisions(deployed.name))
+    staying = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    wishes = [(item.get("status") or {}).get("desiredReplicas") for item in revisions]
+    known = [int(wish) for wish in wishes if wish is not None]
+    return staying, sum(known) if known else len(staying)
+
+
 @dataclass
 class Watch:
     """Readings of the number of pods; times of ``time.monotonic``."""
@@ -54,12 +63,9 @@ class Watch:
     ready: list[int] = field(default_factory=list)
 
     async def read(self) -> None:
-        pods, revisions = await asyncio.gather(self.deployed.pods(), self.deployed.kserve.revisions(self.deployed.name))
-        staying = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
-        wishes = [(item.get("status") or {}).get("desiredReplicas") for item in revisions]
-        known = [int(wish) for wish in wishes if wish is not None]
+        staying, desired = await _pods_and_wish(self.deployed)
         self.moments_s.append(time.monotonic())
-        self.desired.append(sum(known) if known else len(staying))
+        self.desired.append(desired)
         self.ready.append(sum(is_pod_ready(pod) for pod in staying))
 
     async def follow(self) -> None:
@@ -143,14 +149,12 @@ class _Suite:
         floor = max(1, settings.least)
         deadline = time.monotonic() + self.course.back_within_s
         while True:
-            seen = Watch(self.deployed)
-            await seen.read()
-            pods = sum(not pod["metadata"].get("deletionTimestamp") for pod in await self.deployed.pods())
-            if max(pods, seen.desired[0]) <= floor:
+            pods, desired = await _pods_and_wish(self.deployed)
+            if max(len(pods), desired) <= floor:
                 return
             if time.monotonic() > deadline:
                 raise MeasurementError(
-                    f"{self.course.plan.name}: {pods} pods without load after {self.course.back_within_s:g} s,"
+                    f"{self.course.plan.name}: {len(pods)} pods without load after {self.course.back_within_s:g} s,"
                     f" {floor} are to be there: does something else send requests?"
                 )
             await asyncio.sleep(POLL_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -52,14 +53,12 @@ class Blocks:
         self.generators: Generators = LocalGenerators(processes)
         counters = {"cpu": wanted.cpu, "memory": wanted.memory}
         self._from_kubelets = {name for name, counter in counters.items() if counter is None and name in wanted.metrics}
-        self._meters: dict[str, Meter] = {}
+        self._meters = defaultdict[str, Meter](lambda: Meter(cpu="cpu" in self._from_kubelets))
 
     async def take(self, number: int, round_: int, contender: Contender, present: Present, taken: Taken) -> Block:
         """Raises MeasurementError where it could not be measured."""
         before = await self._counted(present)
-        kubelets, meter = self._from_kubelets, self._meters.get(contender.name)
-        if meter is None:
-            meter = self._meters[contender.name] = Meter(cpu="cpu" in kubelets)
+        kubelets, meter = self._from_kubelets, self._meters[contender.name]
         deployed = present.deployed if kubelets else None
         if deployed is not None:
             await meter.begin(deployed.kserve, deployed.name)
