@@ -22,6 +22,7 @@ from harness.cluster_model import Existing, Local, Models, Reach
 from harness.errors import ClusterError, RuntimeSpecError
 from harness.lint.manifests import parse_quantity
 from harness.load.distributed import Address
+from harness.ports import at_ingress, beside
 from harness.runtimes import find_runtime, requested
 from harness.scenario_model import CompareStep, ProbesStep, Scenario, Service, Step
 
@@ -157,15 +158,6 @@ def _knative(subject: _Subject) -> Iterator[Finding]:
         yield from _deployments(subject.kube, "knative-serving", names, "install Knative Serving")
 
 
-def _forwards(scenario: Scenario, step: Step) -> bool:
-    """Whether the gRPC port of a pod is asked, beside the HTTP port that the ingress routes to."""
-    service = scenario.services[step.service]
-    if service.runtime is None or service.expose == "grpc":
-        return False
-    wants = step.suite == "parity" or (step.suite == "conformance" and "grpc" in step.profiles)
-    return wants and "grpc" in find_runtime(service.runtime).spec.ports
-
-
 def _asks_kubelets(step: Step) -> bool:
     return isinstance(step, CompareStep) and (
         ("cpu" in step.metrics and step.cpu is None) or ("memory" in step.metrics and step.memory is None)
@@ -181,7 +173,8 @@ def _rights(subject: _Subject) -> Iterator[Finding]:
     ]
     if any(isinstance(step, ProbesStep) for step in subject.scenario.steps):
         wanted += [("delete", "", "pods"), ("get", "", "pods/proxy"), ("create", "", "pods/proxy")]
-    if not subject.embedded and any(_forwards(subject.scenario, step) for step in subject.scenario.steps):
+    services = subject.scenario.services
+    if not subject.embedded and any(beside(step, services[step.service]) for step in subject.scenario.steps):
         wanted.append(("create", "", "pods/portforward"))
     if any(_asks_kubelets(step) for step in subject.scenario.steps):
         wanted.append(("get", "", "nodes/proxy"))
@@ -468,22 +461,22 @@ def _routes(subject: _Subject) -> Iterator[Finding]:
     if subject.embedded or isinstance(subject.scenario.cluster, Local):
         return
     for number, step in enumerate(subject.scenario.steps, 1):
-        service = subject.scenario.services[step.service]
-        if (
-            not str(getattr(step, "protocol", "")).startswith("grpc")
-            or service.expose == "grpc"
-            or service.manifest is not None
-        ):
-            continue
-        yield Finding(
-            f"port.{number}",
-            Answer.FAILED,
-            f"gRPC load on {step.service}",
-            "its HTTP port alone is routed to",
-            f"set services.{step.service}.expose: grpc (a second service for REST, where both are needed)",
-        )
+        for name, port in sorted(at_ingress(step)):
+            service = subject.scenario.services[name]
+            routed = "grpc" if service.expose == "grpc" else "http"
+            if port == routed or service.manifest is not None:
+                continue
+            change = f"set services.{name}.expose: grpc" if port == "grpc" else f"leave services.{name}.expose out"
+            yield Finding(
+                f"port.{number}",
+                Answer.FAILED,
+                f"{step.suite} over {_PORT[port]} on {name}",
+                f"its {_PORT[routed]} port alone is routed to",
+                f"{change} (a second service, where both are needed)",
+            )
 
 
+_PORT = {"http": "HTTP", "grpc": "gRPC"}
 _CHECKS: tuple[Callable[[_Subject], Iterator[Finding]], ...] = (
     _kserve, _knative, _rights, _room, _generators, _quota, _models, _faults, _routes, _ingress
 )  # fmt: skip

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+from grpc import StatusCode
 
 from cluster.delivery import Delivered
+from cluster.ingress import forward
 from cluster.local.faults import ANNOTATION as FAULTS
 from cluster.provider import Cluster
 from harness.cluster_model import Aks, ClusterChoice
+from harness.deployed import Deployed
 from harness.endpoint import Endpoint
-from harness.errors import DeployError, UnreachableError, UsageError
+from harness.errors import ClusterError, DeployError, ProtocolError, UnreachableError, UsageError
+from harness.ports import Port
+from harness.protocol.grpc_client import GrpcStatusError
+from harness.protocol.messages import MESSAGES
 from harness.records import Deviation
 from harness.runtimes import BuiltModel, Runtime, find_runtime, planned_model, requested
 from harness.scenario_model import Scenario, Service
@@ -57,6 +66,11 @@ def manifests(prepared: Prepared, scenario: Scenario) -> list[dict[str, Any]]:
         return [{**service.manifest, "apiVersion": "serving.kserve.io/v1beta1", "metadata": metadata}]
     assert prepared.runtime is not None
     runtime_name = "servecert-" + prepared.runtime.name.replace("@", "-").replace(".", "-")
+    grpc = service.expose == "grpc"
+    if grpc:
+        if "grpc" not in prepared.runtime.spec.ports:
+            raise UsageError(f"{prepared.name}: {prepared.runtime.name} has no gRPC port to expose")
+        runtime_name += "-grpc"
     asked = requested(prepared.runtime, service.predictor.get("model") or {})
     predictor = {**placement(asked, scenario.cluster), **service.predictor}
     spec = prepared.runtime.spec
@@ -70,15 +84,11 @@ def manifests(prepared: Prepared, scenario: Scenario) -> list[dict[str, Any]]:
         model["storageUri"] = prepared.delivered.storage_uri
     elif prepared.model is not None:
         model["storageUri"] = f"file://{prepared.model.artifacts}"
-    if service.expose == "grpc":
-        if "grpc" not in spec.ports:
-            raise UsageError(f"{prepared.name}: {prepared.runtime.name} has no gRPC port to expose")
-        model["ports"] = [{"containerPort": spec.ports["grpc"], "name": "h2c", "protocol": "TCP"}]
     predictor["model"] = {**model, **predictor.get("model", {})}
     if prepared.delivered is not None and prepared.delivered.service_account is not None:
         predictor.setdefault("serviceAccountName", prepared.delivered.service_account)
     return [
-        prepared.runtime.serving_runtime(runtime_name, registry=getattr(scenario.cluster, "registry", None)),
+        prepared.runtime.serving_runtime(runtime_name, registry=getattr(scenario.cluster, "registry", None), grpc=grpc),
         {
             "apiVersion": "serving.kserve.io/v1beta1",
             "kind": "InferenceService",
@@ -147,23 +157,76 @@ def endpoint_of(prepared: Prepared, isvc: dict[str, Any], cluster: Cluster, *, e
     )
 
 
-async def through_ingress(endpoint: Endpoint) -> None:
-    """Returns when requests get through to the service: an ingress learns of it a moment after it is ready. An answer
-    that stays an error is for the suites to judge. Raises DeployError where nothing answers at all."""
-    deadline = time.monotonic() + INGRESS_S
+@contextlib.asynccontextmanager
+async def with_port(kubeconfig: Path, deployed: Deployed, port: Port, number: int) -> AsyncIterator[Endpoint]:
+    """The service with an address for the port that the ingress does not lead to, ``kubectl port-forward`` to a ready
+    pod's ``number``, until the body ends. For what is answered, not for how fast: the way leads through the API server
+    to one pod. Raises ClusterError where that cannot be had."""
+    pods = await deployed.ready_pods()
+    if not pods:
+        name = "gRPC" if port == "grpc" else "HTTP"
+        raise ClusterError(f"{deployed.name}: no pod is ready whose {name} port could be reached")
+    metadata = pods[0]["metadata"]
+    opening = asyncio.to_thread(forward, kubeconfig, None, metadata["namespace"], f"pod/{metadata['name']}", number)
+    opened = await opening
+    try:
+        if port == "grpc":
+            yield replace(deployed.endpoint, grpc_address=opened.address, grpc_tls=False)
+        else:
+            yield replace(deployed.endpoint, url=f"http://{opened.address}")
+    finally:
+        await asyncio.to_thread(opened.close)
+
+
+async def through_ingress(endpoint: Endpoint, port: Port, ready_within_s: float) -> None:
+    """Returns when requests to the port that is routed to get through to the service: an ingress learns of it a moment
+    after it is ready, and a model whose probes only connect may be loaded later. An answer that stays an error is for
+    the suites to judge. Raises DeployError where nothing answers at all, or the model does not become ready."""
+    started = time.monotonic()
+    asked = _grpc_gets_through if port == "grpc" else _rest_gets_through
+    while (why := await asked(endpoint)) is not None:
+        passed_s = time.monotonic() - started
+        name = f"InferenceService {endpoint.service}"
+        if isinstance(why, _NotReady):
+            if passed_s > ready_within_s:
+                raise DeployError(f"{name}: {why}; still so {ready_within_s:g} s after its pods took connections")
+        elif not isinstance(why, UnreachableError):
+            if passed_s > INGRESS_S / 2:
+                return
+        elif passed_s > INGRESS_S:
+            at = endpoint.grpc_address if port == "grpc" else endpoint.url
+            raise DeployError(
+                f"{name} is ready, and the ingress at {at} does not answer for {endpoint.host}: {why}; where it is,"
+                " cluster.reach can say"
+            ) from why
+        await asyncio.sleep(0.5)
+
+
+class _NotReady(Exception):
+    """The server answers, and says so of its model."""
+
+
+async def _rest_gets_through(endpoint: Endpoint) -> Exception | None:
+    """What is in the way."""
     async with endpoint.rest(5.0) as rest:
-        while True:
-            try:
-                answer = await rest.request("GET", f"{rest.model_path}/ready")
-                if answer.status not in (404, 502, 503) or time.monotonic() > deadline - INGRESS_S / 2:
-                    return
-            except UnreachableError as error:
-                if time.monotonic() > deadline:
-                    raise DeployError(
-                        f"InferenceService {endpoint.service} is ready, and the ingress at {endpoint.url} does not"
-                        f" answer for {endpoint.host}: {error}; where it is, cluster.reach can say"
-                    ) from error
-            await asyncio.sleep(0.5)
+        try:
+            answer = await rest.request("GET", f"{rest.model_path}/ready")
+        except UnreachableError as error:
+            return error
+    return ProtocolError(f"status {answer.status}") if answer.status in (404, 502, 503) else None
+
+
+async def _grpc_gets_through(endpoint: Endpoint) -> Exception | None:
+    async with endpoint.grpc(5.0) as grpc:
+        try:
+            answer = await grpc.call("ModelReady", MESSAGES["ModelReadyRequest"](name=endpoint.model))
+        except GrpcStatusError as error:
+            if "http2 header with status" in error.details:  # what gRPC makes of an HTTP answer, which the ingress gave
+                return error
+            if error.code is StatusCode.UNAVAILABLE:
+                return UnreachableError(str(error))
+            return None
+    return None if answer.ready else _NotReady(f"ModelReady says that {endpoint.model} is not ready")
 
 
 def as_yaml(objects: list[dict[str, Any]]) -> str:

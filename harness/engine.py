@@ -22,17 +22,17 @@ from cluster.preflight import EMBEDDED, Answer, preflight
 from cluster.provider import Cluster, up
 from harness.cluster_model import Local
 from harness.deployed import Deployed, Turn
-from harness.deployment import Prepared, as_yaml, endpoint_of, manifests, merged, through_ingress
+from harness.deployment import Prepared, as_yaml, endpoint_of, manifests, merged, through_ingress, with_port
 from harness.endpoint import Endpoint
 from harness.errors import BringUpError, ClusterError, ServecertError
-from harness.grpc_port import with_grpc
 from harness.kserve import KServe
 from harness.observer import Observer
+from harness.ports import beside
 from harness.records import Measurement, TimelineEvent
 from harness.runstore import RunStore
 from harness.runtimes import build_model, find_runtime, in_registry
 from harness.scenario import resolved
-from harness.scenario_model import ConformanceStep, Scenario, Service, Step, Variant
+from harness.scenario_model import Scenario, Service, Step, Variant
 from harness.steps import Target, run_step
 
 _T = TypeVar("_T")
@@ -162,6 +162,8 @@ class Engine:
         if not isinstance(choice, Local) and choice.preflight:
             await self._preflight(cluster)
         await kserve.ensure_namespace()
+        with contextlib.suppress(ServecertError):  # without the right to list events there are none at the end either
+            await kserve.begin_timeline()
         self.store.info["kubernetes"] = await kserve.version()
         self.observer.phase("preparing runtimes and models")
         log = self.store.directory / "logs" / "kubectl.log"
@@ -274,10 +276,9 @@ class Engine:
         isvc = await kserve.wait_ready(
             item.name, item.service.ready_within, lambda text: self.observer.status(f"{item.name}: {text}")
         )
-        embedded = str(self.store.info["kubernetes"]).endswith(EMBEDDED)
-        endpoint = await asyncio.to_thread(partial(endpoint_of, item, isvc, cluster, embedded=embedded))
+        endpoint = await asyncio.to_thread(partial(endpoint_of, item, isvc, cluster, embedded=self._embedded))
         if not isinstance(self.scenario.cluster, Local):
-            await through_ingress(endpoint)
+            await through_ingress(endpoint, item.service.expose, item.service.ready_within)
         return Deployed(kserve, endpoint, wanted[-1], partial(self._variant, kserve, item))
 
     def _turn(self, kserve: KServe, cluster: Cluster, item: Prepared) -> Turn:
@@ -345,20 +346,24 @@ class Engine:
                 self._event("step ends", f"{name}: {entry['state']}")
                 self.store.save_info()
 
+    @property
+    def _embedded(self) -> bool:
+        return str(self.store.info["kubernetes"]).endswith(EMBEDDED)
+
     @contextlib.asynccontextmanager
     async def _endpoint(self, step: Step, deployed: Deployed | None) -> AsyncIterator[Endpoint | None]:
-        """Where the ingress does not lead to the gRPC port, suites that ask for what is answered over it, and not for
-        how fast, get there by a pod."""
+        """Suites that ask for what is answered, and not for how fast, get to the port that the ingress does not lead to
+        by a pod."""
         if deployed is None:
             yield None
             return
-        wants = step.suite == "parity" or (isinstance(step, ConformanceStep) and "grpc" in step.profiles)
-        runtime = self.scenario.services[step.service].runtime
-        port = find_runtime(runtime).spec.ports.get("grpc") if runtime else None
-        if deployed.endpoint.grpc_address or not wants or port is None or self.kubeconfig is None:
+        service = self.scenario.services[step.service]
+        port = beside(step, service)
+        if port is None or self.kubeconfig is None or self._embedded:
             yield deployed.endpoint
             return
-        async with with_grpc(self.kubeconfig, deployed, port) as endpoint:
+        number = find_runtime(service.runtime or "").spec.ports[port]
+        async with with_port(self.kubeconfig, deployed, port, number) as endpoint:
             yield endpoint
 
     # After the steps
@@ -371,9 +376,13 @@ class Engine:
         with contextlib.suppress(ServecertError):
             for event in await kserve.timeline():
                 self.store.add(event)
-        for item in prepared:
+
+        async def delete(item: Prepared) -> None:
             with contextlib.suppress(ServecertError):
                 await kserve.delete(item.name)
+
+        # All at once: on a real cluster pods have half a minute for their last requests.
+        await asyncio.gather(*(delete(item) for item in prepared))
         if self.delivery is not None:
             with contextlib.suppress(ServecertError):
                 await asyncio.to_thread(self.delivery.clean)

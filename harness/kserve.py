@@ -59,6 +59,8 @@ class KServe:
         self._core = client.CoreV1Api(api)
         self._custom = client.CustomObjectsApi(api)
         self._client = client
+        self._before: dict[str, int] = {}
+        """How often each event had happened when the timeline began, by its uid."""
 
     async def _call(self, what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """``_request_timeout`` bounds each call. 404 raises LookupError. Repeating is safe: a creation that had
@@ -365,17 +367,31 @@ class KServe:
                 raise ClusterError(f"the pods of {self.namespace}/{name} were not gone within {within_s:g} s")
             await asyncio.sleep(POLL_S)
 
-    async def timeline(self) -> list[TimelineEvent]:
-        """The namespace's Kubernetes events, in order."""
+    async def _events(self) -> list[Object]:
         listed = await self._call("events", self._core.list_namespaced_event, self.namespace)
         items: list[Object] = self._core.api_client.sanitize_for_serialization(listed.items)
+        return items
+
+    async def begin_timeline(self) -> None:
+        """What the namespace's events tell of up to now is not of this run: they stay for an hour, and services of
+        earlier runs had the same names."""
+        self._before = {item["metadata"]["uid"]: _times(item) for item in await self._events()}
+
+    async def timeline(self) -> list[TimelineEvent]:
+        """The namespace's Kubernetes events since it began, in order."""
+        items = await self._events()
         here, wall = time.monotonic(), datetime.now(UTC)
         found = []
         for item in items:
-            stamp = item.get("eventTime") or item.get("firstTimestamp") or item["metadata"]["creationTimestamp"]
+            before = self._before.get(item["metadata"]["uid"], 0)
+            times = _times(item) - before
+            if times <= 0:
+                continue
+            first = item.get("eventTime") or item.get("firstTimestamp")
+            stamp = (item.get("lastTimestamp") if before else first) or item["metadata"]["creationTimestamp"]
             moment = datetime.fromisoformat(stamp)
             about = item["involvedObject"]
-            count = f" (×{item['count']})" if (item.get("count") or 1) > 1 else ""
+            count = f" (×{times})" if times > 1 else ""
             found.append(
                 TimelineEvent(
                     source="kubernetes",
@@ -390,6 +406,11 @@ class KServe:
 
 
 # Reading statuses: pure
+
+
+def _times(event: Object) -> int:
+    """How often it happened."""
+    return int((event.get("series") or {}).get("count") or event.get("count") or 1)
 
 
 def traffic_of(isvc: Object) -> dict[str, int]:

@@ -145,13 +145,26 @@ class Runtime:
             for check in entry.checks
         }
 
-    def serving_runtime(self, name: str, kind: str = "ServingRuntime", registry: str | None = None) -> dict[str, Any]:
+    def serving_runtime(
+        self, name: str, kind: str = "ServingRuntime", registry: str | None = None, *, grpc: bool = False
+    ) -> dict[str, Any]:
         """The manifest with this version's image in its first container. ``registry`` is where the images were pushed
-        to that this project builds itself (``servecert/…``)."""
+        to that this project builds itself (``servecert/…``). With ``grpc`` the container has the gRPC port in place of
+        the HTTP one: Knative routes to one port, and KServe adds a service's ports to those of its runtime."""
         image = in_registry(self.image, registry)
         spec = {**self.spec.serving_runtime}
         first, *others = spec["containers"]
-        spec["containers"] = [{**first, "image": image}, *others]
+        if grpc:
+            first = _on_port(first, self.spec.ports["grpc"])
+        ports = (
+            {"ports": [{"containerPort": self.spec.ports["grpc"], "name": "h2c", "protocol": "TCP"}]} if grpc else {}
+        )
+        spec["containers"] = [{**first, "image": image, **ports}, *others]
+        if kind == "ServingRuntime":
+            # Chosen by name alone: KServe refuses two of a namespace that may choose themselves for a format with one
+            # priority, as two versions of a runtime would.
+            formats = [{"name": item["name"], "version": item["version"]} for item in spec["supportedModelFormats"]]
+            spec["supportedModelFormats"] = [{**item, "autoSelect": False} for item in formats]
         return {
             "apiVersion": "serving.kserve.io/v1alpha1",
             "kind": kind,
@@ -170,6 +183,17 @@ class Runtime:
         }
         command = [_fill(part, filled) for part in self.spec.command]
         return command, {key: _fill(value, filled) for key, value in self.spec.environment.items()}
+
+
+def _on_port(container: dict[str, Any], number: int) -> dict[str, Any]:
+    """The container with its gRPC port for its only one. Knative sends every probe to the port that it routes to, so
+    that those over HTTP would fail there: that port takes connections, or not."""
+    changed = {**container, "ports": [{"containerPort": number, "name": "h2c", "protocol": "TCP"}]}
+    for name in ("readinessProbe", "livenessProbe", "startupProbe"):
+        if name in container:
+            timing = {key: value for key, value in container[name].items() if key != "httpGet"}
+            changed[name] = {**timing, "tcpSocket": {"port": number}}
+    return changed
 
 
 def requested(runtime: Runtime | None, container: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ TOP = {
     "cli_tools",
     "deployment",
     "engine",
-    "grpc_port",
     "session",
     "steps",
 }

@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.local import openapi, openapi_protobuf, patches, protobuf_bodies
 from cluster.local.pods import PORTS_ANNOTATION, local_port
+from cluster.local.podtemplate import refused_runtime
 from cluster.local.resources import BY_KEY, BY_KIND, RESOURCES, Object, ResourceType, table
 from cluster.local.selectors import field_selector, label_selector
 from cluster.local.store import ApiError, Change, Store, Watch, conflict
@@ -448,8 +449,10 @@ class ApiServer:
 
     # Writing
 
-    def _admit(self, resource: ResourceType, item: Any, query: dict[str, str], *, strict_default: str = "Warn") -> None:
-        """Raises ApiError 422 for wrong types, and 400 for unknown fields where strict validation is asked for."""
+    def _admit(self, target: Target, item: Any, query: dict[str, str], *, strict_default: str = "Warn") -> None:
+        """Raises ApiError 422 for wrong types, 400 for unknown fields where strict validation is asked for, and 403 for
+        what KServe's webhook refuses."""
+        resource = target.resource
         if not isinstance(item, dict):
             raise ApiError(400, "BadRequest", f"expected a {resource.kind} object, got {type(item).__name__}")
         for key, expected in (("apiVersion", resource.api_version), ("kind", resource.kind)):
@@ -467,9 +470,14 @@ class ApiServer:
             spec = item.get("spec") or {}
             if not spec.get("predictor"):
                 raise ApiError(422, "Invalid", "spec.predictor: Required value")
+        if resource.kind in ("ServingRuntime", "ClusterServingRuntime"):
+            others = self.store.list(resource, target.namespace)
+            named = {**item, "metadata": {"name": target.name, **(item.get("metadata") or {})}, "kind": resource.kind}
+            if why := refused_runtime(named, others):
+                raise ApiError(403, "Forbidden", why)
 
     def _create(self, request: Request, target: Target, query: dict[str, str], body: Any) -> Response:
-        self._admit(target.resource, body, query)
+        self._admit(target, body, query)
         metadata = body.setdefault("metadata", {})
         if target.resource.namespaced:
             if metadata.get("namespace", target.namespace) != target.namespace:
@@ -487,7 +495,7 @@ class ApiServer:
         return self._render_one(request, target.resource, self.store.create(target.resource, body), 201)
 
     def _update(self, request: Request, target: Target, query: dict[str, str], body: Any) -> Response:
-        self._admit(target.resource, body, query)
+        self._admit(target, body, query)
         metadata = body.setdefault("metadata", {})
         if metadata.get("name", target.name) != target.name:
             raise ApiError(400, "BadRequest", "the name of the object does not match the name on the URL")
@@ -520,7 +528,7 @@ class ApiServer:
                 )
             new = patches.strategic_merge(live, body)
         elif kind == patches.APPLY_PATCH:
-            self._admit(resource, body, query)
+            self._admit(target, body, query)
             manager = query.get("fieldManager") or "unknown"
             new = patches.apply(live, body, manager, force=query.get("force") == "true")
         else:
@@ -528,7 +536,7 @@ class ApiServer:
         asked = body.get("metadata", {}).get("resourceVersion") if isinstance(body, dict) else None
         if live is not None and asked and asked != live["metadata"]["resourceVersion"]:
             raise conflict(resource, target.name, "the object has been modified")
-        self._admit(resource, new, query)
+        self._admit(target, new, query)
         new["metadata"]["name"] = target.name
         if resource.namespaced:
             new["metadata"]["namespace"] = target.namespace

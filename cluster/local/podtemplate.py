@@ -100,6 +100,40 @@ def select_runtime(model: Object, namespaced: list[Object], cluster: list[Object
     )
 
 
+def refused_runtime(runtime: Object, others: list[Object]) -> str | None:
+    """Why KServe does not admit it: it and another may be chosen for a format with one priority. Source: kserve,
+    pkg/webhook/admission/servingruntime."""
+    name, kind = runtime["metadata"].get("name", ""), runtime.get("kind", "")
+    mine = _choosable(runtime)
+    protocols = set(runtime["spec"].get("protocolVersions") or [])
+    for other in others:
+        named = other["metadata"]["name"]
+        if (
+            named == name
+            or other["spec"].get("disabled")
+            or not protocols & set(other["spec"].get("protocolVersions") or [])
+        ):
+            continue
+        if both := sorted(mine & _choosable(other)):
+            where = f" in namespace {other['metadata']['namespace']}" if kind == "ServingRuntime" else ""
+            return (
+                f'admission webhook "{kind.lower()}.kserve-webhook-server.validator" denied the request: same priority'
+                f" assigned for the model format {both[0][0]} in the {kind.lower()}s {named} and {name}{where}"
+            )
+    return None
+
+
+def _choosable(runtime: Object) -> set[tuple[str, str, int]]:
+    """Formats that it may be chosen for without being named, with their versions and its priority."""
+    if runtime["spec"].get("disabled"):
+        return set()
+    return {
+        (str(item.get("name", "")).lower(), str(item.get("version", "")), int(item["priority"]))
+        for item in runtime["spec"].get("supportedModelFormats") or []
+        if item.get("autoSelect") and item.get("priority") is not None
+    }
+
+
 def _speaks(runtime: Object, model: Object) -> bool:
     versions = runtime["spec"].get("protocolVersions") or []
     return not model.get("protocolVersion") or not versions or model["protocolVersion"] in versions
@@ -176,6 +210,8 @@ def build_template(isvc: Object, namespaced: list[Object], cluster: list[Object]
             {"name": "storage-initializer", "image": INITIALIZER_IMAGE, "args": [source, MODEL_DIR]},
         ]
     _check(annotations, isvc, predictor.get("containerConcurrency") or 0)
+    if not is_standard(isvc):
+        _route_to_one_port(pod["containers"])
     pod.setdefault("restartPolicy", "Always")
     pod.setdefault("terminationGracePeriodSeconds", 30)
     labels = {
@@ -216,6 +252,24 @@ def _merge_model(container: Object, model: Object) -> None:
             container["image"].rsplit(":", 1)[0] if ":" in container["image"].rsplit("/", 1)[-1] else container["image"]
         )
         container["image"] = f"{repository}:{version}"
+
+
+def _route_to_one_port(containers: list[Object]) -> None:
+    """Knative takes one port, and sends the probes of its container there. Raises InvalidSpec. Source: knative/serving,
+    pkg/apis/serving/k8s_validation.go, pkg/reconciler/revision/resources."""
+    ports = [(container, port) for container in containers for port in container.get("ports") or []]
+    if len(ports) > 1:
+        raise InvalidSpec(
+            "InvalidPredictorSpec",
+            'admission webhook "validation.webhook.serving.knative.dev" denied the request: validation failed: more'
+            " than one container port is set: spec.template.spec.containers[*].ports\nOnly a single port is allowed"
+            " across all containers",
+        )
+    for container, port in ports:
+        for name in ("readinessProbe", "livenessProbe"):
+            for kind in ("httpGet", "tcpSocket"):
+                if kind in (container.get(name) or {}):
+                    container[name][kind]["port"] = port["containerPort"]
 
 
 def _of_the_object(annotation: str) -> bool:

@@ -149,6 +149,10 @@ def _subject(file: str, isvc: Object, runtimes: dict[str, Object], facts: Facts)
     container = {**base, **{key: value for key, value in own.items() if value not in (None, {}, [])}}
     if base.get("resources") and own.get("resources"):
         container["resources"] = {**base["resources"], **own["resources"]}
+    if base.get("ports") and own.get("ports"):  # KServe merges by the number
+        container["ports"] = list(
+            {item.get("containerPort"): item for item in [*base["ports"], *own["ports"]]}.values()
+        )
     name = (isvc.get("metadata") or {}).get("name") or "?"
     known = runtime is not None or bool(predictor.get("containers"))
     return Subject(name, file, isvc, predictor, container, framework, known, protocols, facts)

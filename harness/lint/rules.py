@@ -213,6 +213,31 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+@rule("port.one", Level.ERROR)
+def _one_port(subject: Subject) -> Iterator[Spot]:
+    """Knative routes to one port, and refuses more. KServe adds a service's ports to those of its runtime."""
+    numbers = _ports(subject)
+    if subject.mode == "Knative" and len(numbers) > 1:
+        listed = ", ".join(map(str, numbers))
+        yield "container.ports", listed, "leave one; for gRPC in a runtime of its own, with h2c as its only port"
+
+
+@rule("port.probes-of-h2c", Level.ERROR)
+def _probed_port(subject: Subject) -> Iterator[Spot]:
+    """Knative sends probes to the port that it routes to: over HTTP/1 to one that speaks h2c they fail, and a liveness
+    probe that fails restarts the pod for ever."""
+    h2c = any(item.get("name") == "h2c" for item in subject.container.get("ports") or [])
+    for probe in ("readinessProbe", "livenessProbe"):
+        if subject.mode == "Knative" and h2c and "httpGet" in (subject.container.get(probe) or {}):
+            yield f"container.{probe}", "httpGet", "write grpc or tcpSocket"
+
+
+def _ports(subject: Subject) -> list[int]:
+    """Distinct ones, in order."""
+    given = (item.get("containerPort") for item in subject.container.get("ports") or [])
+    return list(dict.fromkeys(number for number in given if isinstance(number, int)))
+
+
 @rule("scale.max", Level.WARNING)
 def _max(subject: Subject) -> Iterator[Spot]:
     """Without maxReplicas a flood of requests takes every node that the cluster can get."""

@@ -25,9 +25,9 @@ from cluster.local.provider import LocalCluster
 from cluster.preflight import Answer, preflight
 from harness.cluster_model import Reach
 from harness.deployed import Deployed
+from harness.deployment import with_port
 from harness.endpoint import Endpoint
 from harness.errors import ClusterError, UsageError
-from harness.grpc_port import with_grpc
 from harness.kserve import KServe
 from harness.records import CheckResult, Outcome
 from harness.runtimes import build_model
@@ -352,7 +352,7 @@ async def test_grpc_of_a_pod_beside_rest_through_the_ingress(
     async def no_variant(variant: Variant) -> dict[str, Any]:
         raise AssertionError(variant)
 
-    async with with_grpc(cluster.kubeconfig, Deployed(kserve, there, isvc, no_variant), 8081) as endpoint:
+    async with with_port(cluster.kubeconfig, Deployed(kserve, there, isvc, no_variant), "grpc", 8081) as endpoint:
         (call,) = standins.calls()
         assert call["argv"][-4:] == ["-n", namespace, f"pod/{pod['metadata']['name']}", ":8081"]
         found = [item async for item in parity(endpoint) if isinstance(item, CheckResult)]
@@ -451,6 +451,51 @@ def test_preflight_of_a_bare_cluster(tmp_path: Path, cluster: LocalCluster) -> N
     assert "create inferenceservices" in found["rights"].found
     silent = preflight(loaded, _Bare(may=None))  # type: ignore[arg-type]
     assert next(item for item in silent if item.id == "rights").answer is Answer.UNKNOWN
+
+
+def test_preflight_knows_that_one_port_is_routed_to(tmp_path: Path, cluster: LocalCluster) -> None:
+    """Load over gRPC needs the one, probes need the other; answers are had by a pod, whichever it is."""
+
+    def of(service: dict[str, Any], *steps: dict[str, Any]) -> dict[str, Any]:
+        changes = {"service": service, "steps": [{"service": "echo", **step} for step in steps]}
+        loaded = load_scenario(scenario(tmp_path, cluster, **changes))
+        found = preflight(loaded, _Bare("v1.33.1"))  # type: ignore[arg-type]
+        return {item.id: item.fix for item in found if item.id.startswith("port.")}
+
+    load = {"suite": "load", "rate": "1/s", "duration": "1s"}
+    both = [{"suite": "conformance", "profiles": ["rest", "grpc"]}, {"suite": "parity"}]
+    compared = {"suite": "compare", "rate": "1/s", "duration": "1s", "against": [{"protocol": "grpc"}]}
+    assert of({}, load, *both) == of({"expose": "grpc"}, {**load, "protocol": "grpc"}, *both) == {}
+    (fix,) = of({}, {**load, "protocol": "grpc-stream"}).values()
+    assert "set services.echo.expose: grpc" in fix
+    assert list(of({}, compared)) == list(of({"expose": "grpc"}, compared)) == ["port.1"]
+    probes = {"suite": "probes", "protocol": "grpc"}
+    (fix,) = of({"expose": "grpc"}, probes).values()
+    assert "leave services.echo.expose out" in fix
+
+
+async def test_the_timeline_is_of_this_run(cluster: LocalCluster, core: Any, namespace: str) -> None:
+    """Events stay for an hour, and a service of the run before had the same name."""
+
+    def event(name: str, **more: Any) -> dict[str, Any]:
+        about = {"kind": "Pod", "name": name, "namespace": namespace}
+        moment = "2026-01-01T00:00:00Z"
+        fields = {"reason": "Unhealthy", "message": f"of {name}", "firstTimestamp": moment, "lastTimestamp": moment}
+        return {"metadata": {"name": name}, "involvedObject": about, **fields, **more}
+
+    kserve = KServe(cluster.kubeconfig, namespace)
+    core.create_namespaced_event(namespace, event("earlier"))
+    core.create_namespaced_event(namespace, event("repeated", count=3))
+    await kserve.begin_timeline()
+    assert await kserve.timeline() == []
+    core.create_namespaced_event(namespace, event("later"))
+    later = {"count": 5, "lastTimestamp": "2026-01-01T00:01:00Z"}
+    core.patch_namespaced_event("repeated", namespace, later)
+    found = [(item.object, item.detail, item.wall) for item in await kserve.timeline()]
+    assert found == [
+        ("pod/later", "of later", "2026-01-01T00:00:00.000+00:00"),
+        ("pod/repeated", "of repeated (×2)", "2026-01-01T00:01:00.000+00:00"),
+    ]
 
 
 def test_preflight_without_an_api(tmp_path: Path, cluster: LocalCluster) -> None:

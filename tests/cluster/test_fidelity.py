@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.client import ApiException
 
-from tests.cluster.conftest import Deploy
+from harness.runtimes import find_runtime
+from tests.cluster.conftest import Deploy, condition_of, get_isvc
+from tests.helpers import wait_until
 
 Object = dict[str, Any]
 RECORDED: Object = json.loads((Path(__file__).parent / "recorded" / "knative-ready.json").read_text())
@@ -67,3 +70,70 @@ def test_the_pod_is_a_real_ones(service: Object, core: Any, namespace: str) -> N
     assert set(wanted["labels"]) - ELSEWHERE <= set(found["metadata"]["labels"])
     assert {item["type"]: item["status"] for item in found["status"]["conditions"]} == wanted["conditions"]
     assert found["spec"]["containers"][0]["name"] == wanted["containers"][0]
+
+
+REFUSED = (
+    'admission webhook "servingruntime.kserve-webhook-server.validator" denied the request: same priority assigned for'
+    " the model format {format} in the servingruntimes {first} and {second} in namespace {namespace}"
+)
+"""Recorded of KServe 0.20.0."""
+
+
+def test_two_runtimes_with_one_priority_are_refused_as_by_kserve(custom: Any, namespace: str) -> None:
+    def runtime(name: str, **entry: Any) -> Object:
+        found = find_runtime("reference").serving_runtime(name)
+        found["spec"]["supportedModelFormats"] = [{"name": "mine", "version": "1", "autoSelect": True, **entry}]
+        return found
+
+    def create(item: Object) -> None:
+        custom.create_namespaced_custom_object("serving.kserve.io", "v1alpha1", namespace, "servingruntimes", item)
+
+    create(runtime("first", priority=1))
+    with pytest.raises(ApiException) as caught:
+        create(runtime("second", priority=1))
+    assert caught.value.status == 403
+    said = json.loads(caught.value.body)["message"]
+    assert said == REFUSED.format(format="mine", first="first", second="second", namespace=namespace)
+    create(runtime("second", priority=2))
+    create(runtime("third", autoSelect=False, priority=1))
+    create({**find_runtime("reference").serving_runtime("ours"), "metadata": {"name": "ours"}})
+    create({**find_runtime("reference").serving_runtime("ours-grpc", grpc=True), "metadata": {"name": "ours-grpc"}})
+
+
+def test_a_second_port_is_refused_as_by_knative(custom: Any, namespace: str, deploy: Deploy, identity: Any) -> None:
+    model = {
+        "modelFormat": {"name": "servecert-identity"},
+        "protocolVersion": "v2",
+        "storageUri": f"file://{identity.artifacts}",
+        "ports": [{"containerPort": 8081, "name": "h2c", "protocol": "TCP"}],
+    }
+    deploy("two", wait=False, model=model)
+    status = wait_until(
+        lambda: (get_isvc(custom, namespace, "two").get("status") or {}).get("modelStatus"), what="what is wrong"
+    )
+    message = status["lastFailureInfo"]["message"]
+    assert "more than one container port is set: spec.template.spec.containers[*].ports" in message
+
+
+def test_probes_go_to_the_port_that_is_routed_to(
+    custom: Any, core: Any, namespace: str, identity: Any, deploy: Deploy
+) -> None:
+    """As in Knative: HTTP/1 to a port that speaks h2c fails, so the pod is never ready."""
+    runtime = find_runtime("reference").serving_runtime("h2c")
+    (container,) = runtime["spec"]["containers"]
+    container["ports"] = [{"containerPort": 8081, "name": "h2c", "protocol": "TCP"}]
+    custom.create_namespaced_custom_object("serving.kserve.io", "v1alpha1", namespace, "servingruntimes", runtime)
+    model = {
+        "modelFormat": {"name": "servecert-identity"},
+        "runtime": "h2c",
+        "protocolVersion": "v2",
+        "storageUri": f"file://{identity.artifacts}",
+    }
+    deploy("probed", wait=False, model=model)
+
+    def unhealthy() -> list[str]:
+        events = core.list_namespaced_event(namespace).items
+        return [item.message for item in events if item.reason == "Unhealthy" and "eadiness" in item.message]
+
+    assert wait_until(unhealthy, what="a probe that fails")
+    assert condition_of(get_isvc(custom, namespace, "probed"), "Ready").get("status") != "True"

@@ -27,6 +27,7 @@ RUNTIME: dict[str, Any] = {
             {
                 "name": "kserve-container",
                 "image": "example/server:1.2.3",
+                "ports": [{"containerPort": 8080, "name": "http1"}],
                 "readinessProbe": {"httpGet": {"path": "/v2/models/{{.Name}}/ready", "port": 8080}},
                 "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": 8080}, "initialDelaySeconds": 60},
                 "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "2Gi"}},
@@ -82,6 +83,8 @@ CASES: list[tuple[str, str, tuple[Any, ...], Any]] = [
         "/v2/health/ready",
     ),
     ("probe.liveness-outlasts-loading", "runtime", (*CONTAINER, "livenessProbe", "initialDelaySeconds"), -5),
+    ("port.one", "service", (*MODEL, "ports"), [{"containerPort": 9000, "name": "h2c"}]),
+    ("port.probes-of-h2c", "runtime", (*CONTAINER, "ports"), [{"containerPort": 8081, "name": "h2c"}]),
     ("scale.max", "service", (*PREDICTOR, "maxReplicas"), 0),
     ("scale.order", "service", (*PREDICTOR, "minReplicas"), 11),
     ("scale.zero-against-slo", "service", (*PREDICTOR, "minReplicas"), 0),

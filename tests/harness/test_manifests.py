@@ -67,9 +67,30 @@ def test_our_images_come_from_the_registry(tmp_path: Any) -> None:
 
 
 def test_the_port_for_grpc(tmp_path: Any) -> None:
-    _, service = planned_manifests(scenario(tmp_path, expose="grpc"))
-    (port,) = service["spec"]["predictor"]["model"]["ports"]
+    """Its runtime's only one: KServe would add a port of the service to it, and Knative refuses two. Knative probes the
+    port that it routes to, and HTTP/1 does not get through there."""
+    runtime, service = planned_manifests(scenario(tmp_path, expose="grpc"))
+    (container,) = runtime["spec"]["containers"]
+    (port,) = container["ports"]
     assert (port["name"], port["containerPort"]) == ("h2c", 8081)
+    assert container["readinessProbe"]["tcpSocket"] == container["livenessProbe"]["tcpSocket"] == {"port": 8081}
+    assert "httpGet" not in container["readinessProbe"]
+    assert container["readinessProbe"]["periodSeconds"] == 1, "its timing stays"
+    assert "ports" not in service["spec"]["predictor"]["model"]
+    assert (
+        service["spec"]["predictor"]["model"]["runtime"]
+        == runtime["metadata"]["name"]
+        == "servecert-reference-1-0-0-grpc"
+    )
+
+
+def test_runtimes_of_a_namespace_are_chosen_by_name(tmp_path: Any) -> None:
+    """KServe refuses two that may be chosen for a format with one priority, as two versions of a runtime would be."""
+    runtime, service = planned_manifests(scenario(tmp_path))
+    assert service["spec"]["predictor"]["model"]["runtime"] == runtime["metadata"]["name"]
+    formats = runtime["spec"]["supportedModelFormats"]
+    assert formats
+    assert all(item["autoSelect"] is False and "priority" not in item for item in formats)
 
 
 HUGGING = {"runtime": "huggingface", "model": None, "predictor": {"model": {"storageUri": "hf://a/b"}}}
