@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.commands import Command, require_tools, run
-from cluster.ingress import forward
+from cluster.forwarding import Forwarding
 from cluster.install import pinned
 from cluster.kube import Kube, collection
 from cluster.waiting import await_pods
@@ -139,7 +139,7 @@ class Delivery:
         opened = None
         try:
             if self._minio is not None:
-                opened = forward(self._kubeconfig, None, "minio", "service/minio", 9000)
+                opened = Forwarding(self._kubeconfig, None, "minio", "service/minio", 9000)
                 user, password = self._minio
                 options = {"key": user, "secret": password, "endpoint_url": f"http://{opened.address}"}
             system, where = fsspec.core.url_to_fs(path, **options)

@@ -10,24 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import signal
-import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.commands import Command, require_tools, with_parent
+from cluster.forwarding import Forwarding
 from cluster.kube import Kube
 from harness.cluster_model import Reach
 from harness.errors import ClusterError
 from harness.tls import Tls
 
 Object = dict[str, Any]
-FORWARD_S = 20.0
 ADDRESS_S = 300.0
 """A cloud's load balancer takes minutes to get its address."""
 _HTTP, _HTTPS = ("http2", "http", "http-80", "h2c"), ("https", "https-443")
@@ -42,24 +38,21 @@ class Ingress:
     address: str
     found: str
     inside: str = ""
-    _forward: subprocess.Popen[bytes] | None = None
+    forwarding: Forwarding | None = None
 
     def close(self) -> None:
-        if self._forward is not None and self._forward.poll() is None:
-            self._forward.terminate()
-            try:
-                self._forward.wait(10)
-            except subprocess.TimeoutExpired:
-                self._forward.kill()
-                self._forward.wait()
-        self._forward = None
+        if self.forwarding is not None:
+            self.forwarding.close()
 
 
+@dataclass
 class Reachable:
     """What a real cluster's class shares: its ingress is looked for when it is first asked for, and closed at the
     end."""
 
-    _ingress: Ingress | None = None
+    _ingress: Ingress | None = field(default=None, init=False)
+    _looking: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    """Services are brought up at once, and each asks."""
 
     def _open_ingress(self) -> Ingress:
         raise NotImplementedError
@@ -68,9 +61,10 @@ class Reachable:
         raise NotImplementedError
 
     def _opened(self) -> Ingress:
-        if self._ingress is None:
-            self._ingress = self._open_ingress()
-        return self._ingress
+        with self._looking:
+            if self._ingress is None:
+                self._ingress = self._open_ingress()
+            return self._ingress
 
     @property
     def ingress(self) -> str:
@@ -79,6 +73,12 @@ class Reachable:
     @property
     def inside(self) -> str:
         return self._opened().inside
+
+    @property
+    def ingress_says(self) -> str:
+        """What kubectl says of a forwarded port; empty without one."""
+        forwarding = self._ingress.forwarding if self._ingress else None
+        return f"kubectl port-forward: {forwarding.said}" if forwarding and forwarding.said else ""
 
     @property
     def tls(self) -> Tls | None:
@@ -109,7 +109,7 @@ def open_ingress(
     ways: dict[str, Callable[[], Ingress | None]] = {
         "load-balancer": lambda: _load_balancer(kube, service, port, wait=reach.kind == "load-balancer"),
         "node-port": lambda: _node_port(kube, service, port),
-        "port-forward": lambda: forward(kubeconfig, context, namespace, f"service/{name}", port["port"]),
+        "port-forward": lambda: _forwarded(Forwarding(kubeconfig, context, namespace, f"service/{name}", port["port"])),
     }
     for way in ways if reach.kind == "auto" else [reach.kind]:
         if (found := ways[way]()) is not None:
@@ -118,6 +118,12 @@ def open_ingress(
     raise ClusterError(
         f"the ingress' Service {namespace}/{name}, a {service['spec'].get('type')}, cannot be reached by {reach.kind};"
         " give cluster.reach: {kind: address, address: HOST:PORT}"
+    )
+
+
+def _forwarded(forwarding: Forwarding) -> Ingress:
+    return Ingress(
+        forwarding.address, f"forwarded to {forwarding.target} in {forwarding.namespace}", forwarding=forwarding
     )
 
 
@@ -233,37 +239,3 @@ def _node_port(kube: Kube, service: Object, port: Object) -> Ingress | None:
                 name = node["metadata"]["name"]
                 return Ingress(f"{address['address']}:{port['nodePort']}", f"port {port['nodePort']} of node {name}")
     return None
-
-
-def forward(kubeconfig: Path, context: str | None, namespace: str, target: str, port: int) -> Ingress:
-    """``kubectl port-forward`` to a free port of 127.0.0.1; ``target`` is ``service/NAME`` or ``pod/NAME``. It goes
-    through the API server, so it is no measure of latency. Raises ClusterError."""
-    command = ["kubectl", "--kubeconfig", str(kubeconfig)]
-    if context:
-        command += ["--context", context]
-    command += ["port-forward", "--address", "127.0.0.1", "-n", namespace, target, f":{port}"]
-    require_tools([Command(tuple(command), "forward a port")])
-    process = subprocess.Popen(
-        with_parent([shutil.which(command[0]) or command[0], *command[1:]]),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    said = ""
-    timer_ends = time.monotonic() + FORWARD_S
-    os.set_blocking(process.stdout.fileno(), False)
-    while time.monotonic() < timer_ends:
-        said += (process.stdout.read() or b"").decode(errors="replace")
-        for line in said.splitlines():
-            if line.startswith("Forwarding from 127.0.0.1:") and "->" in line:
-                local = line.removeprefix("Forwarding from ").split(" ")[0]
-                return Ingress(local, f"forwarded to {target} in {namespace}", _forward=process)
-        if process.poll() is not None:
-            break
-        time.sleep(0.02)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    raise ClusterError(f"kubectl port-forward to {target} in {namespace} did not start: {said.strip()[-500:]}")

@@ -15,7 +15,7 @@ import yaml
 from grpc import StatusCode
 
 from cluster.delivery import Delivered
-from cluster.ingress import forward
+from cluster.forwarding import Forwarding
 from cluster.local.faults import ANNOTATION as FAULTS
 from cluster.provider import Cluster
 from harness.cluster_model import Aks, ClusterChoice
@@ -167,8 +167,8 @@ async def with_port(kubeconfig: Path, deployed: Deployed, port: Port, number: in
         name = "gRPC" if port == "grpc" else "HTTP"
         raise ClusterError(f"{deployed.name}: no pod is ready whose {name} port could be reached")
     metadata = pods[0]["metadata"]
-    opening = asyncio.to_thread(forward, kubeconfig, None, metadata["namespace"], f"pod/{metadata['name']}", number)
-    opened = await opening
+    where = (metadata["namespace"], f"pod/{metadata['name']}", number)
+    opened = await asyncio.to_thread(Forwarding, kubeconfig, None, *where)
     try:
         if port == "grpc":
             yield replace(deployed.endpoint, grpc_address=opened.address, grpc_tls=False)

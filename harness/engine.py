@@ -24,7 +24,7 @@ from harness.cluster_model import Local
 from harness.deployed import Deployed, Turn
 from harness.deployment import Prepared, as_yaml, endpoint_of, manifests, merged, through_ingress, with_port
 from harness.endpoint import Endpoint
-from harness.errors import BringUpError, ClusterError, ServecertError
+from harness.errors import BringUpError, ClusterError, DeployError, ServecertError
 from harness.kserve import KServe
 from harness.observer import Observer
 from harness.ports import beside
@@ -278,7 +278,11 @@ class Engine:
         )
         endpoint = await asyncio.to_thread(partial(endpoint_of, item, isvc, cluster, embedded=self._embedded))
         if not isinstance(self.scenario.cluster, Local):
-            await through_ingress(endpoint, item.service.expose, item.service.ready_within)
+            try:
+                await through_ingress(endpoint, item.service.expose, item.service.ready_within)
+            except DeployError as error:
+                said = getattr(cluster, "ingress_says", "")
+                raise DeployError(f"{error}; {said}" if said else str(error)) from error
         return Deployed(kserve, endpoint, wanted[-1], partial(self._variant, kserve, item))
 
     def _turn(self, kserve: KServe, cluster: Cluster, item: Prepared) -> Turn:
