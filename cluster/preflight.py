@@ -71,6 +71,12 @@ def preflight(scenario: Scenario, kube: Kube) -> list[Finding]:
     return found
 
 
+def gpus_preflight(scenario: Scenario, kube: Kube) -> list[Finding]:
+    """Of all that is asked of a cluster, what the embedded one may lack: it takes GPUs from this machine, and counts
+    nothing else."""
+    return list(_gpus(_Subject(scenario, kube, embedded=True)))
+
+
 @dataclass(frozen=True)
 class _Subject:
     scenario: Scenario
@@ -198,16 +204,13 @@ def _rights(subject: _Subject) -> Iterator[Finding]:
 
 
 def _room(subject: _Subject) -> Iterator[Finding]:
-    """Whether some node could take a pod of each service, and whether there are GPUs for all."""
+    """Whether some node could take a pod of each service."""
     nodes = [node for node in subject.kube.list("v1", "nodes") if _schedulable(node)]
-    needed: dict[str, float] = {}
     pool = getattr(subject.scenario.cluster, "gpu", None) is not None
     autoscaler = _autoscaler(subject.kube)
     for name, service in subject.scenario.services.items():
         asked = {key: parse_quantity(value) or 0.0 for key, value in subject.resources(service).items()}
-        gpus = {key: value for key, value in asked.items() if key.startswith("nvidia.com/")}
-        for key, value in gpus.items():
-            needed[key] = needed.get(key, 0.0) + value * subject.least(service)
+        gpus = any(key.startswith("nvidia.com/") for key in asked)
         if not asked:
             continue
         fitting = [node for node in nodes if all(_allocatable(node, key) >= value for key, value in asked.items())]
@@ -231,17 +234,35 @@ def _room(subject: _Subject) -> Iterator[Finding]:
                 f"no node of {len(nodes)}; the largest has {best}",
                 "add a larger node, or ask for less",
             )
+
+
+def _gpus(subject: _Subject) -> Iterator[Finding]:
+    """Whether there are GPUs for all that run at once: of services that have turns, for the largest."""
+    needed: dict[str, float] = {}
+    in_turn = subject.scenario.in_turn()
+    largest: dict[str, float] = {}
+    for name, service in subject.scenario.services.items():
+        for key, value in subject.resources(service).items():
+            if not key.startswith("nvidia.com/"):
+                continue
+            count = (parse_quantity(value) or 0.0) * subject.least(service)
+            if name in in_turn:
+                largest[key] = max(largest.get(key, 0.0), count)
+            else:
+                needed[key] = needed.get(key, 0.0) + count
+    for key, count in largest.items():
+        needed[key] = needed.get(key, 0.0) + count
+    if not needed:
+        return
+    nodes = [node for node in subject.kube.list("v1", "nodes") if _schedulable(node)]
+    grows = getattr(subject.scenario.cluster, "gpu", None) is not None or bool(_autoscaler(subject.kube))
     for key, value in needed.items():
         total = sum(_allocatable(node, key) for node in nodes)
         enough = total >= value
-        answer = Answer.PASSED if enough else Answer.UNKNOWN if pool or autoscaler else Answer.FAILED
-        yield Finding(
-            f"gpu.{key}",
-            answer,
-            f"{value:g} × {key}",
-            f"{total:g} on {len(nodes)} nodes",
-            "" if enough else "add GPU nodes; is the device plugin there?",
-        )
+        answer = Answer.PASSED if enough else Answer.UNKNOWN if grows else Answer.FAILED
+        fix = "does nvidia-smi show them?" if subject.embedded else "add GPU nodes; is the device plugin there?"
+        found = f"{total:g} on {len(nodes)} node{'' if len(nodes) == 1 else 's'}"
+        yield Finding(f"gpu.{key}", answer, f"{value:g} × {key}", found, "" if enough else fix)
 
 
 def _autoscaler(kube: Kube) -> str:
@@ -478,5 +499,5 @@ def _routes(subject: _Subject) -> Iterator[Finding]:
 
 _PORT = {"http": "HTTP", "grpc": "gRPC"}
 _CHECKS: tuple[Callable[[_Subject], Iterator[Finding]], ...] = (
-    _kserve, _knative, _rights, _room, _generators, _quota, _models, _faults, _routes, _ingress
+    _kserve, _knative, _rights, _room, _gpus, _generators, _quota, _models, _faults, _routes, _ingress
 )  # fmt: skip

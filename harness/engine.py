@@ -18,7 +18,7 @@ from cluster.delivery import Delivery
 from cluster.generators import IMAGE as GENERATORS_IMAGE
 from cluster.generators import ClusterGenerators
 from cluster.kube import Kube
-from cluster.preflight import EMBEDDED, Answer, preflight
+from cluster.preflight import EMBEDDED, Answer, Finding, gpus_preflight, preflight
 from cluster.provider import Cluster, up
 from harness.cluster_model import Local
 from harness.deployed import Deployed, Turn
@@ -159,8 +159,12 @@ class Engine:
         choice = self.scenario.cluster
         self.kubeconfig = cluster.kubeconfig
         kserve = KServe(cluster.kubeconfig, self.scenario.namespace, 0.0 if isinstance(choice, Local) else PATIENCE_S)
-        if not isinstance(choice, Local) and choice.preflight:
-            await self._preflight(cluster)
+        if isinstance(choice, Local):
+            await self._preflight(cluster, gpus_preflight, "this machine cannot run this scenario")
+        elif choice.preflight:
+            self.observer.phase("asking whether the cluster can run this")
+            why = "the cluster cannot run this scenario (cluster.preflight: false runs it all the same)"
+            await self._preflight(cluster, preflight, why)
         await kserve.ensure_namespace()
         with contextlib.suppress(ServecertError):  # without the right to list events there are none at the end either
             await kserve.begin_timeline()
@@ -187,18 +191,15 @@ class Engine:
             for lost in await kserve.lost_nodes(begun):
                 self._error(ClusterError(f"{lost} during the run: what was measured on it does not count"))
 
-    async def _preflight(self, cluster: Cluster) -> None:
+    async def _preflight(self, cluster: Cluster, ask: Callable[[Scenario, Kube], list[Finding]], because: str) -> None:
         """Raises ClusterError that says everything that the cluster lacks."""
-        self.observer.phase("asking whether the cluster can run this")
-        found = await asyncio.to_thread(preflight, self.scenario, Kube(cluster.kubeconfig))
+        found = await asyncio.to_thread(ask, self.scenario, Kube(cluster.kubeconfig))
         failed = [item for item in found if item.answer is Answer.FAILED]
-        self._event("preflight", f"{len(found) - len(failed)} of {len(found)} fit")
+        if found:
+            self._event("preflight", f"{len(found) - len(failed)} of {len(found)} fit")
         if failed:
             lines = [f"- needs {item.needs}; found {item.found}; {item.fix}" for item in failed]
-            raise ClusterError(
-                "the cluster cannot run this scenario (cluster.preflight: false runs it all the same):\n"
-                + "\n".join(lines)
-            )
+            raise ClusterError(f"{because}:\n" + "\n".join(lines))
 
     # Before the steps
 

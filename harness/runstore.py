@@ -25,6 +25,7 @@ import yaml
 
 from harness.columns import PIECE_ROWS, gathered, let_go, pieces
 from harness.errors import DeployError, RunStoreError, ServecertError
+from harness.gpus import describe_gpus
 from harness.records import (
     CheckResult,
     Comparison,
@@ -94,6 +95,7 @@ def describe_host() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
+        "gpus": describe_gpus(),
     }
 
 

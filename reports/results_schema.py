@@ -50,6 +50,14 @@ class RunError(_Model):
     log: str
 
 
+class GpuInfo(_Model):
+    """A GPU of the machine that servecert ran on."""
+
+    name: str
+    memory_bytes: int
+    driver: str
+
+
 class RunInfo(BaseModel):
     """What was run, when, where, and by which versions."""
 
@@ -64,7 +72,7 @@ class RunInfo(BaseModel):
     """null of a run that was killed."""
     exit_code: int | None
     seed: int
-    host: dict[str, str | int]
+    host: dict[str, str | int | list[GpuInfo]]
     versions: dict[str, str]
     services: dict[str, ServiceInfo]
     errors: list[RunError]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from harness.runstore import RECORDS, Run
 from harness.verdict import tally
@@ -54,7 +56,7 @@ def sign_off(run: Run) -> SignOff:
         ("command", " ".join(info["command"])),
         ("services", "; ".join(services)),
         ("cluster", cluster),
-        ("machine", f"{host['system']}, {host['cpu_count']} processors, {host['memory_bytes'] / 2**30:.0f} GiB"),
+        ("machine", _machine(host)),
         ("versions", ", ".join([*versions, f"Python {host['python']}"])),
         ("seed", str(info["seed"])),
         ("started", str(info["started"])),
@@ -65,6 +67,14 @@ def sign_off(run: Run) -> SignOff:
     if records := _digest(run, RECORDS):
         facts.append(("records, SHA-256", records))
     return SignOff(steps, facts)
+
+
+def _machine(host: dict[str, Any]) -> str:
+    text = f"{host['system']}, {host['cpu_count']} processors, {host['memory_bytes'] / 2**30:.0f} GiB"
+    kinds = Counter((item["name"], item["memory_bytes"], item["driver"]) for item in host.get("gpus", []))
+    for (name, memory, driver), count in kinds.items():
+        text += f", {count} × {name} ({memory / 2**30:.0f} GiB, driver {driver})"
+    return text
 
 
 def _digest(run: Run, names: tuple[str, ...]) -> str:

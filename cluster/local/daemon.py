@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import re
 import secrets
 import shutil
 import signal
@@ -32,6 +33,7 @@ import uvloop
 import yaml
 
 from cluster.local.apiserver import VERSION, ApiServer
+from cluster.local.devices import GPU
 from cluster.local.gateway import Gateway
 from cluster.local.inferenceservice import Controller
 from cluster.local.pods import NODE, Kubelet
@@ -40,6 +42,7 @@ from cluster.local.routes import RouteTable
 from cluster.local.storage import Storage
 from cluster.local.store import Store
 from cluster.processes import boot_id, start_ticks
+from harness.gpus import Gpu, gpus
 from harness.kpa_settings import CONFIG_MAP, DEFAULTS, NAMESPACE
 from harness.runstore import write_atomic
 from harness.runtimes import find_runtime, runtime_specs
@@ -78,9 +81,9 @@ def _kubeconfig(port: int, ca: bytes, token: str) -> str:
     )
 
 
-def seed(store: Store) -> None:
-    """What a fresh cluster with KServe has: namespaces, service accounts, the autoscaler's configuration, a runtime for
-    each folder."""
+def seed(store: Store, found: list[Gpu]) -> None:
+    """What a fresh cluster with KServe has: namespaces, service accounts, a node with the GPUs that were found, the
+    autoscaler's configuration, a runtime for each folder."""
     for name in ("default", "kube-system", "kserve", "knative-serving"):
         store.create(
             BY_KIND["Namespace"],
@@ -90,8 +93,9 @@ def seed(store: Store) -> None:
             },
         )
         store.create(BY_KIND["ServiceAccount"], {"metadata": {"name": "default", "namespace": name}})
-    node = store.create(BY_KIND["Node"], this_machine())
-    store.update(BY_KIND["Node"], {**node, "status": this_machine()["status"]}, subresource="status")
+    machine = this_machine(found)
+    node = store.create(BY_KIND["Node"], machine)
+    store.update(BY_KIND["Node"], {**node, "status": machine["status"]}, subresource="status")
     store.create(
         BY_KIND["ConfigMap"], {"metadata": {"name": CONFIG_MAP, "namespace": NAMESPACE}, "data": dict(DEFAULTS)}
     )
@@ -104,13 +108,20 @@ def seed(store: Store) -> None:
         )
 
 
-def this_machine() -> dict[str, Any]:
-    """The only node. It is for looking at: nothing here counts what pods request."""
+def this_machine(found: list[Gpu]) -> dict[str, Any]:
+    """The only node. It is for looking at: of what pods request, GPUs alone are counted."""
     room = {"cpu": str(os.cpu_count()), "memory": f"{psutil.virtual_memory().total // 1024}Ki", "pods": "110"}
+    labels = {"kubernetes.io/hostname": NODE, "kubernetes.io/os": "linux"}
+    if found:
+        room[GPU] = str(len(found))
+        # As GPU feature discovery writes them.
+        labels |= {"nvidia.com/gpu.present": "true", "nvidia.com/gpu.count": str(len(found))}
+        labels |= {"nvidia.com/gpu.product": re.sub(r"[^A-Za-z0-9.-]+", "-", found[0].name)}
+        labels |= {"nvidia.com/gpu.memory": str(found[0].memory_bytes >> 20)}
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastTransitionTime": now}
     return {
-        "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE, "kubernetes.io/os": "linux"}},
+        "metadata": {"name": NODE, "labels": labels},
         "status": {
             "capacity": room,
             "allocatable": room,
@@ -136,9 +147,11 @@ async def serve(arguments: argparse.Namespace) -> int:
     directory = Path(arguments.directory)
     token = secrets.token_urlsafe(32)
     store = Store()
-    seed(store)
+    found = gpus()
+    seed(store, found)
     mirrors = json.loads(arguments.mirrors)
-    kubelet = Kubelet(store, directory / "pods", Storage(directory / "volumes", mirrors))
+    storage = Storage(directory / "volumes", mirrors)
+    kubelet = Kubelet(store, directory / "pods", storage, [gpu.uuid for gpu in found])
     routes = RouteTable(arguments.domain)
     kubelet.drained = routes.drained
     controller = Controller(store, kubelet, routes)

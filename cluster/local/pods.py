@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from cluster.local.devices import GPU, Devices, gpus_asked
 from cluster.local.faults import NONE, Faults, faults_of
 from cluster.local.probes import ProbeSpec, probe
 from cluster.local.resources import BY_KIND, Object, condition, path
@@ -94,8 +95,10 @@ class Worker:
 class Kubelet:
     """``drained`` tells whether the gateway has no request in flight to a pod any more."""
 
-    def __init__(self, store: Store, directory: Path, storage: Storage) -> None:
+    def __init__(self, store: Store, directory: Path, storage: Storage, gpus: Sequence[str] = ()) -> None:
+        """``gpus`` are the identifiers of those that pods may ask for."""
         self.name = NODE
+        self.devices = Devices(gpus)
         self.store = store
         self.directory = directory
         self.storage = storage
@@ -255,6 +258,7 @@ class Kubelet:
             if worker.container:
                 worker.container.kill()
                 await worker.container.process.wait()
+            self.devices.give_back(worker.uid)
             self._workers.pop(worker.uid, None)
             shutil.rmtree(worker.directory / "volumes", ignore_errors=True)
 
@@ -280,6 +284,8 @@ class Kubelet:
             else:
                 self._container_status(status, pod)
 
+        if not await self._schedule(worker, pod):
+            return
         bound = self._pod(worker)
         if bound is not None:
             bound["spec"]["nodeName"] = NODE
@@ -293,6 +299,31 @@ class Kubelet:
         pulled = await self._pull(worker, container, self._faults(pod).value("slow-image-pull"))
         if pulled is not None:
             await self._keep_running(worker, pod, *pulled)
+
+    async def _schedule(self, worker: Worker, pod: Object) -> bool:
+        """Returns when the pod has the GPUs that it asks for; False when it was deleted before. Nothing else that pods
+        ask for is counted."""
+        count = gpus_asked(pod)
+        while True:
+            given_back = self.devices.given_back
+            if self.devices.take(worker.uid, count):
+                return True
+            message = f"0/1 nodes are available: 1 Insufficient {GPU}."
+
+            def waits(status: Object, message: str = message) -> None:
+                status.setdefault("phase", "Pending")
+                self._set_condition(status, "PodScheduled", False, "Unschedulable", message)
+
+            self._status(worker, waits)
+            self._event(worker, "FailedScheduling", message, "Warning")
+            tasks = [asyncio.create_task(event.wait()) for event in (given_back, worker.deleted)]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+            if worker.deleted.is_set():
+                return False
 
     async def _unless_deleted(self, worker: Worker, timeout_s: float) -> bool:
         """Waits; True when the pod was deleted meanwhile."""
@@ -487,6 +518,8 @@ class Kubelet:
             "PYTHONUNBUFFERED": "1",
             **declared,
             **environment,
+            # Those that it asked for, by what the driver calls them, and no other.
+            "CUDA_VISIBLE_DEVICES": ",".join(self.devices.of(worker.uid)),
         }
         pod = self._pod(worker) or pod
         pod["metadata"].setdefault("annotations", {})[PORTS_ANNOTATION] = json.dumps(ports)

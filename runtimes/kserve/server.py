@@ -11,6 +11,8 @@ from kserve import InferOutput, InferResponse, Model, ModelServer, model_server
 from kserve.errors import InvalidInput
 from kserve.utils.utils import generate_uuid
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""The first GPU, where the pod has one."""
 DTYPES = {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64, "INT32": np.int32}
 
 
@@ -55,18 +57,18 @@ class DescribedModel(Model):
 
 class TorchScriptModel(DescribedModel):
     def load(self) -> bool:
-        self.module = torch.jit.load(self.directory / "model.pt", map_location="cpu").eval()
+        self.module = torch.jit.load(self.directory / "model.pt", map_location=DEVICE).eval()
         # One pass before readiness: TorchScript specializes on its first calls.
         shapes = [[1 if size < 0 else size for size in item["shape"]] for item in self.tensors["inputs"]]
         with torch.inference_mode():
-            self.module(*(torch.zeros(shape) for shape in shapes))
+            self.module(*(torch.zeros(shape, device=DEVICE) for shape in shapes))
         self.ready = True
         return self.ready
 
     def infer(self, inputs):
         with torch.inference_mode():
-            result = self.module(*(torch.from_numpy(array) for array in inputs))
-        return [tensor.numpy() for tensor in (result if isinstance(result, tuple) else (result,))]
+            result = self.module(*(torch.from_numpy(array).to(DEVICE) for array in inputs))
+        return [tensor.cpu().numpy() for tensor in (result if isinstance(result, tuple) else (result,))]
 
 
 class IdentityModel(DescribedModel):

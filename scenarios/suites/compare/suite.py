@@ -186,7 +186,13 @@ class Suite:
         }
         seen = "; ".join(f"{name}: {texts[0]}" for name, texts in wrong.items())
         count = sum(item.inspected for item in taken)
-        return self.judge.check("answers", requirement, not wrong, observed=seen or f"{count} inspected, all right")
+        return self.judge.check(
+            "answers",
+            requirement,
+            not wrong,
+            expected=f"{count} right answers",
+            observed=seen or f"{count} inspected, all right",
+        )
 
     def _errors(self, taken: list[Taken]) -> list[CheckResult]:
         """By Fisher's exact test: a variant that answers faster because it fails more often is no faster."""

@@ -1,0 +1,135 @@
+"""GPUs of the embedded cluster: a pod has those that it asks for, for itself. The driver's tool is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from kubernetes import client, config
+
+from cluster.local.provider import LocalCluster, LocalSpec
+from harness.gpus import Gpu, gpus
+from harness.runtimes import BuiltModel
+from tests.cluster.conftest import condition_of, get_isvc, isvc_manifest, ready_isvc
+from tests.helpers import servecert, wait_until
+
+SMI = """#!/bin/sh
+[ "$1" = "--query-gpu=uuid,name,memory.total,driver_version" ] || exit 3
+[ "$2" = "--format=csv,noheader,nounits" ] || exit 3
+echo "GPU-aaaa, NVIDIA H100 80GB HBM3, 81559, 580.159.04"
+echo "GPU-bbbb, NVIDIA H100 80GB HBM3, 81559, 580.159.04"
+"""
+
+
+def nvidia_smi(directory: Path, text: str = SMI) -> str:
+    """PATH with it in front."""
+    directory.mkdir(exist_ok=True)
+    tool = directory / "nvidia-smi"
+    tool.write_text(text)
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    return f"{directory}:{os.environ['PATH']}"
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    found = nvidia_smi(tmp_path / "tools")
+    monkeypatch.setenv("PATH", found)
+    return found
+
+
+@pytest.fixture
+def own(tmp_path: Path, path: str) -> Iterator[LocalCluster]:
+    with LocalCluster.start(LocalSpec(tmp_path / "gpus")) as running:
+        yield running
+
+
+def test_what_the_driver_says(path: str) -> None:
+    memory = 81559 << 20
+    name, driver = "NVIDIA H100 80GB HBM3", "580.159.04"
+    assert gpus() == [Gpu("GPU-aaaa", name, memory, driver), Gpu("GPU-bbbb", name, memory, driver)]
+
+
+@pytest.mark.parametrize("text", ["#!/bin/sh\necho No devices were found\n", "#!/bin/sh\nexit 9\n", "#!/bin/none\n"])
+def test_a_driver_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("PATH", nvidia_smi(tmp_path, text))
+    assert gpus() == []
+
+
+def environment_of(core: Any, namespace: str, name: str) -> dict[str, str]:
+    selector = f"serving.kserve.io/inferenceservice={name}"
+    (pod,) = core.list_namespaced_pod(namespace, label_selector=selector).items
+    port = json.loads(pod.metadata.annotations["local.servecert.io/ports"])["http"]
+    (pid,) = {item.pid for item in psutil.net_connections("tcp") if item.laddr.port == port and item.status == "LISTEN"}
+    return psutil.Process(pid).environ()
+
+
+def test_a_gpu_is_one_pods(own: LocalCluster, identity: BuiltModel) -> None:
+    api = config.new_client_from_config(str(own.kubeconfig))
+    core, custom = client.CoreV1Api(api), client.CustomObjectsApi(api)
+    (node,) = core.list_node().items
+    assert node.status.allocatable["nvidia.com/gpu"] == "2"
+    assert node.metadata.labels["nvidia.com/gpu.product"] == "NVIDIA-H100-80GB-HBM3"
+    where = ("serving.kserve.io", "v1beta1", "default", "inferenceservices")
+
+    def deploy(name: str, **resources: Any) -> None:
+        manifest = isvc_manifest(name, "default", f"file://{identity.artifacts}", model={"resources": resources})
+        custom.create_namespaced_custom_object(*where, manifest)
+
+    one = {"nvidia.com/gpu": "1"}
+    deploy("first", limits=one, requests=one)
+    deploy("second", limits=one)
+    deploy("none", limits={"cpu": "1"})
+    for name in ("first", "second", "none"):
+        ready_isvc(custom, "default", name)
+    seen = {name: environment_of(core, "default", name)["CUDA_VISIBLE_DEVICES"] for name in ("first", "second")}
+    assert set(seen.values()) == {"GPU-aaaa", "GPU-bbbb"}
+    assert environment_of(core, "default", "none")["CUDA_VISIBLE_DEVICES"] == ""
+
+    deploy("third", limits=one)
+
+    def waits() -> Any:
+        for pod in core.list_namespaced_pod("default").items:
+            for item in pod.status.conditions or [] if pod.metadata.name.startswith("third") else []:
+                if item.type == "PodScheduled" and item.status == "False":
+                    return item
+        return None
+
+    unscheduled = wait_until(waits, what="the third pod to wait")
+    assert unscheduled.reason == "Unschedulable"
+    assert unscheduled.message == "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    assert condition_of(get_isvc(custom, "default", "third"), "Ready").get("status") != "True"
+    custom.delete_namespaced_custom_object(*where, "first")
+    ready_isvc(custom, "default", "third")
+    assert environment_of(core, "default", "third")["CUDA_VISIBLE_DEVICES"] == seen["first"]
+
+
+def test_a_machine_without_them_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", nvidia_smi(tmp_path / "tools", "#!/bin/sh\nexit 9\n"))
+    limits = {"nvidia.com/gpu": "1"}
+    service = {"runtime": "reference", "model": "identity", "predictor": {"model": {"resources": {"limits": limits}}}}
+    steps = [{"suite": "parity", "service": "svc"}]
+    path = tmp_path / "scenario.yaml"
+    path.write_text(yaml.safe_dump({"name": "gpus", "services": {"svc": service}, "steps": steps}))
+    result = servecert("run", str(path), "--out", str(tmp_path / "run"), timeout_s=60)
+    assert result.returncode == 3
+    assert "needs 1 × nvidia.com/gpu; found 0 on 1 node; does nvidia-smi show them?" in result.stderr
+
+
+def test_the_run_says_which(tmp_path: Path, path: str) -> None:
+    service = {"runtime": "reference", "model": "identity"}
+    steps = [{"suite": "parity", "service": "svc"}]
+    file = tmp_path / "scenario.yaml"
+    file.write_text(yaml.safe_dump({"name": "gpus", "services": {"svc": service}, "steps": steps}))
+    result = servecert("run", str(file), "--out", str(tmp_path / "run"), timeout_s=60)
+    assert result.returncode == 0, result.stderr
+    (first, _) = json.loads((tmp_path / "run" / "run.json").read_text())["host"]["gpus"]
+    assert first == {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 81559 << 20, "driver": "580.159.04"}
+    page = (tmp_path / "run" / "summary.md").read_text() + (tmp_path / "run" / "report.html").read_text()
+    assert "2 × NVIDIA H100 80GB HBM3 (80 GiB, driver 580.159.04)" in page
