@@ -9,6 +9,9 @@ operator.
 from __future__ import annotations
 
 import functools
+import os
+import re
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any
 import yaml
 
 from cluster.commands import Command
-from cluster.install.images import rewrite_text
+from cluster.install.images import PLUGIN, rewrite_text
 from harness.cluster_model import Aks, Eks, Existing, GpuNodes, Install, Kind, Made
 from harness.errors import UsageError
 
@@ -40,19 +43,49 @@ def versions(install: Install) -> dict[str, str]:
     return {**pinned(), **install.versions}
 
 
+def own_plugins() -> str:
+    """Where the plugins of the helm on PATH lie; empty without one. Raises UsageError for Helm 3, whose post-renderers
+    do not see the images of hooks."""
+    answers = []
+    for arguments in (("version", "--template", "{{.Version}}"), ("env", "HELM_PLUGINS")):
+        try:
+            answer = subprocess.run(
+                ["helm", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        answers.append(answer.stdout.strip() if answer.returncode == 0 else "")
+    version, place = answers
+    if re.match(r"v?[0-3]\.", version):
+        raise UsageError(
+            f"install.images needs Helm 4, found {version}: Helm 3 leaves the images of hooks as they are;"
+            " see https://helm.sh/docs/intro/install"
+        )
+    return place
+
+
 @dataclass(frozen=True)
 class _On:
     """What every command needs to know of the cluster that it is for."""
 
     install: Install
     kubeconfig: Path
+    own_plugins: str = ""
+    """Where helm's own lie, beside ours."""
 
     @property
     def wait(self) -> str:
         return f"{self.install.within:g}s"
 
     def chart(
-        self, release: str, namespace: str, repository: str, chart: str, version: str, *values: str, does: str = ""
+        self,
+        release: str,
+        namespace: str,
+        repository: str,
+        chart: str,
+        version: str,
+        *values: str,
+        skip_crds: bool = False,
     ) -> Command:
         """``repository`` is a chart repository (https), an OCI registry (oci), or the address of the archive itself."""
         argv = ["helm", "upgrade", "--install", release]
@@ -68,11 +101,24 @@ class _On:
         argv += ["--wait", "--timeout", self.wait]
         for value in values:
             argv += ["--set", value]
+        environment: dict[str, str] = {}
         if self.install.images is not None:
-            argv += ["--post-renderer", sys.executable, "--post-renderer-args=-m"]
-            argv += ["--post-renderer-args=cluster.install.images", f"--post-renderer-args={self.install.images}"]
-        what = does or f"install {release} {version} and wait for its pods"
-        return Command(tuple(argv), what, timeout_s=self.install.within + 60, attempts=2)
+            argv += ["--post-renderer", PLUGIN]
+            environment["HELM_PLUGINS"] = os.pathsep.join(filter(None, [self.own_plugins, str(self.plugins)]))
+        what = f"install {release} {version} and wait for its pods"
+        timeout_s = self.install.within + 60
+        return Command(tuple(argv), what, environment=environment, timeout_s=timeout_s, attempts=2)
+
+    @property
+    def plugins(self) -> Path:
+        return self.kubeconfig.parent / "helm-plugins"
+
+    def prepare(self) -> list[Command]:
+        """What the charts' commands need."""
+        if self.install.images is None:
+            return []
+        argv = (sys.executable, "-m", "cluster.install.images", self.install.images, "--plugin", str(self.plugins))
+        return [Command(argv, "let helm take images from the mirror")]
 
     def kubectl(self, *arguments: str, does: str, stdin: str = "", attempts: int = 2) -> Command:
         argv = ("kubectl", "--kubeconfig", str(self.kubeconfig), *arguments)
@@ -101,12 +147,13 @@ class _On:
 
 def plan_install(install: Install, spec: Made | Existing, kubeconfig: Path) -> list[Command]:
     """Every command, in order. Raises UsageError for versions that there are not."""
-    on, version = _On(install, kubeconfig), versions(install)
+    on = _On(install, kubeconfig, own_plugins() if install.images else "")
+    version = versions(install)
     gpu = getattr(spec, "gpu", None)
     wanted = list(install.components)
     if gpu is not None and isinstance(spec, Eks | Aks) and "gpu-operator" not in wanted:
         wanted.append("gpu-operator")  # without it nothing on these offers GPUs to pods
-    commands = _cert_manager(on, version)
+    commands = [*on.prepare(), *_cert_manager(on, version)]
     if isinstance(spec, Eks) and any(pool.max > pool.min for pool in spec.pools().values()):
         commands += _cluster_autoscaler(on, version, spec)
     if install.mode == "Knative":
@@ -191,23 +238,25 @@ def _knative_serving(on: _On, version: dict[str, str], on_kind: bool) -> Object:
 
 
 def _gateway(on: _On, version: dict[str, str]) -> list[Command]:
-    number = version["gateway-api"]
-    if on.install.charts is not None:
-        source = str(on.install.charts / f"gateway-api-{number}.yaml")
-    else:
-        source = f"https://github.com/kubernetes-sigs/gateway-api/releases/download/{number}/standard-install.yaml"
-    name, controller = ("envoy", "gateway.envoyproxy.io/gatewayclass-controller")
-    commands = [
-        on.kubectl("apply", "--server-side", "--force-conflicts", "-f", source, does=f"install Gateway API {number}"),
-        on.await_("crd/gateways.gateway.networking.k8s.io", "condition=Established"),
-    ]
+    established = on.await_("crd/gateways.gateway.networking.k8s.io", "condition=Established")
     if on.install.layer == "istio":
+        number = version["gateway-api"]
+        if on.install.charts is not None:
+            source = str(on.install.charts / f"gateway-api-{number}.yaml")
+        else:
+            source = f"https://github.com/kubernetes-sigs/gateway-api/releases/download/{number}/standard-install.yaml"
+        apply = ("apply", "--server-side", "--force-conflicts", "-f", source)
         name, controller = "istio", "istio.io/gateway-controller"
+        commands = [on.kubectl(*apply, does=f"install Gateway API {number}"), established]
         commands += _istio(on, version, gateway=False)
     else:
+        # Gateway API's CRDs come with the chart. Beside others that are there, Helm 4 would end with a conflict.
         number = version["envoy-gateway"]
-        # Of the CRDs that come with the chart helm leaves those alone that exist: Gateway API's are the ones above.
-        commands.append(on.chart("eg", "envoy-gateway-system", "oci://docker.io/envoyproxy", "gateway-helm", number))
+        name, controller = "envoy", "gateway.envoyproxy.io/gatewayclass-controller"
+        # Its proxies' image is not in the chart; named, it goes the way of all images.
+        named = [f"global.images.envoyProxy.image={version['envoy-proxy-image']}"] if on.install.images else []
+        chart = on.chart("eg", "envoy-gateway-system", "oci://docker.io/envoyproxy", "gateway-helm", number, *named)
+        commands = [chart, established]
     group = "gateway.networking.k8s.io/v1"
     gateway_class = {
         "apiVersion": group,

@@ -1,12 +1,15 @@
 """Manifests with every image taken from a mirror: for clusters that cannot reach the registries.
 
-``python -m cluster.install.images MIRROR`` is a post-renderer for helm: manifests in, manifests out.
+``python -m cluster.install.images MIRROR`` is a post-renderer: manifests in, manifests out. Helm 4 runs it as a plugin,
+which ``python -m cluster.install.images MIRROR --plugin DIRECTORY`` writes.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -26,7 +29,7 @@ def mirrored(image: str, mirror: str) -> str:
 
 
 def rewrite(value: Any, mirror: str) -> Any:
-    """Every string under a key ``image``, wherever it stands; also in JSON that a ConfigMap holds as text."""
+    """Every string under a key ``image``, wherever it stands; also in JSON and YAML that a ConfigMap holds as text."""
     if isinstance(value, dict):
         if value.get("kind") == "ConfigMap" and isinstance(value.get("data"), dict):
             data = {key: _in_text(text, mirror) for key, text in value["data"].items()}
@@ -41,12 +44,19 @@ def rewrite(value: Any, mirror: str) -> Any:
 
 
 def _in_text(text: Any, mirror: str) -> Any:
-    if not isinstance(text, str) or '"image"' not in text:
+    """What a ConfigMap holds as JSON (KServe) or YAML (Envoy Gateway); other texts stay as they are."""
+    if not isinstance(text, str) or "image" not in text:
         return text
     try:
         return json.dumps(rewrite(json.loads(text), mirror), indent=2)
     except ValueError:
-        return text  # an example in a comment, or a template
+        pass  # YAML, an example in a comment, or a template
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    changed = rewrite(found, mirror)
+    return text if changed == found else yaml.safe_dump(changed, sort_keys=False)
 
 
 def rewrite_text(manifests: str, mirror: str) -> str:
@@ -54,5 +64,37 @@ def rewrite_text(manifests: str, mirror: str) -> str:
     return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True)
 
 
+PLUGIN = "servecert-images"
+
+
+def plugin(mirror: str) -> str:
+    """Its ``plugin.yaml``. Source: Helm 4, plugins of type postrenderer/v1."""
+    command = {"command": sys.executable, "args": ["-m", "cluster.install.images", mirror]}
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "type": "postrenderer/v1",
+            "name": PLUGIN,
+            "version": "1.0.0",
+            "runtime": "subprocess",
+            "runtimeConfig": {"platformCommand": [command]},
+        },
+        sort_keys=False,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Takes images of Kubernetes manifests from a mirror.")
+    parser.add_argument("mirror")
+    parser.add_argument("--plugin", type=Path, metavar="DIRECTORY", help="write a plugin of Helm 4 below it instead")
+    arguments = parser.parse_args()
+    if arguments.plugin is None:
+        sys.stdout.write(rewrite_text(sys.stdin.read(), arguments.mirror))
+        return
+    place = arguments.plugin / PLUGIN
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "plugin.yaml").write_text(plugin(arguments.mirror))
+
+
 if __name__ == "__main__":
-    sys.stdout.write(rewrite_text(sys.stdin.read(), sys.argv[1]))
+    main()

@@ -92,6 +92,28 @@ def test_load_from_inside(tmp_path: Path) -> None:
     assert left() == []
 
 
+def test_a_service_that_exposes_grpc(tmp_path: Path) -> None:
+    """The ingress leads to one port, and what is answered at the other is had by a pod. A runtime of the same version
+    that exposes HTTP is there beside it."""
+    steps: list[Object] = [
+        {"suite": "conformance", "service": "sound", "profiles": ["rest", "grpc"]},
+        {"suite": "parity", "service": "sound"},
+        {**LOAD, "protocol": "grpc"},
+    ]
+    path = scenario(tmp_path, steps, expose="grpc")
+    data = yaml.safe_load(path.read_text())
+    data["services"]["http"] = {**data["services"]["sound"], "expose": "http"}
+    data["steps"].append({**LOAD, "service": "http"})
+    path.write_text(yaml.safe_dump(data))
+    run = tmp_path / "run"
+    result = servecert("run", str(path), "--out", str(run), timeout_s=300)
+    assert result.returncode == 0, result.stderr
+    assert [stage["requests"] for stage in results(run)["loads"]] == [500, 500]
+    restarted = [line for line in (run / "events.jsonl").read_text().splitlines() if "failed liveness probe" in line]
+    assert restarted == [], "its probes get through"
+    assert left() == []
+
+
 @pytest.mark.parametrize(
     ("service", "section", "within_s", "said"),
     [

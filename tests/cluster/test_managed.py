@@ -3,15 +3,18 @@ left when something goes wrong anywhere."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import stat
 import subprocess
 import threading
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
 
@@ -21,7 +24,8 @@ from cluster.managed import ManagedCluster, plan_create, plan_delete
 from harness import deployment
 from harness.cluster_model import Made
 from harness.endpoint import Endpoint
-from harness.errors import ClusterError, DeployError, ScenarioError
+from harness.errors import ClusterError, DeployError, ScenarioError, UsageError
+from harness.protocol.messages import MESSAGES, SERVICE
 from harness.scenario import load_cluster
 from tests.cluster.standins import StandIns
 from tests.helpers import ROOT, SERVECERT, free_port, processes_mentioning, servecert, wait_until
@@ -160,25 +164,47 @@ def test_what_is_installed_and_in_which_order(mode: str, network: str, expected:
 
 
 def test_a_cluster_without_internet(tmp_path: Path) -> None:
+    """Charts lie in a folder, and helm takes every image from the mirror by a plugin, which is written first."""
     install = {"charts": str(tmp_path), "images": "registry.example/mirror", "mode": "Standard"}
-    commands = create("kind", install=install)
+    commands = plan_create(spec("kind", install=install), tmp_path, 0.0)
     assert not any("https://" in part or "oci://" in part for command in commands for part in command.argv)
     helm = [command for command in commands if command.argv[0] == "helm"]
     assert f"{tmp_path}/cert-manager-v1.17.0.tgz" in helm[0].argv
-    for command in helm:
-        arguments = [part.partition("=")[2] for part in command.argv if part.startswith("--post-renderer-args=")]
-        chart = (
-            "spec: {containers: [{image: 'quay.io/jetstack/c:v1'}]}\n---\n"
-            'kind: ConfigMap\ndata: {agent: \'{"image": "kserve/agent:v1"}\', other: text}\n'
-        )
-        rendered = subprocess.run(
-            [option(command, "--post-renderer"), *arguments], input=chart, capture_output=True, text=True, check=True
-        )
-        pod, config = yaml.safe_load_all(rendered.stdout)
-        assert pod["spec"]["containers"][0]["image"] == "registry.example/mirror/jetstack/c:v1"
-        assert json.loads(config["data"]["agent"]) == {"image": "registry.example/mirror/kserve/agent:v1"}
-        assert config["data"]["other"] == "text"
-        break
+    assert {option(command, "--post-renderer") for command in helm} == {"servecert-images"}
+    first = commands.index(helm[0])
+    (prepare,) = [command for command in commands[:first] if "cluster.install.images" in command.argv]
+    subprocess.run(prepare.argv, check=True, cwd=ROOT)
+    place = Path(helm[0].environment["HELM_PLUGINS"].split(":")[-1])
+    plugin = yaml.safe_load((place / "servecert-images" / "plugin.yaml").read_text())
+    assert (plugin["apiVersion"], plugin["type"], plugin["runtime"]) == ("v1", "postrenderer/v1", "subprocess")
+    (command,) = plugin["runtimeConfig"]["platformCommand"]
+    chart = (
+        "spec: {containers: [{image: 'quay.io/jetstack/c:v1'}]}\n---\n"
+        'kind: ConfigMap\ndata: {agent: \'{"image": "kserve/agent:v1"}\', other: "no image here: {"}\n---\n'
+        "kind: ConfigMap\ndata: {config: 'shutdown: {image: \"docker.io/envoyproxy/gateway:v1\"}'}\n"
+    )
+    rendered = subprocess.run(
+        [command["command"], *command["args"]], input=chart, capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    pod, config, envoy = yaml.safe_load_all(rendered.stdout)
+    assert pod["spec"]["containers"][0]["image"] == "registry.example/mirror/jetstack/c:v1"
+    assert json.loads(config["data"]["agent"]) == {"image": "registry.example/mirror/kserve/agent:v1"}
+    assert config["data"]["other"] == "no image here: {"
+    (found,) = yaml.safe_load(envoy["data"]["config"]).values()
+    assert found == {"image": "registry.example/mirror/envoyproxy/gateway:v1"}
+    gateway = next(command for command in helm if "eg" in command.argv)
+    assert any(part.startswith("global.images.envoyProxy.image=") for part in gateway.argv), "no chart names it"
+
+
+def test_a_mirror_needs_helm_4(standins: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", standins.environment()["PATH"])
+    install = {"images": "registry.example/mirror"}
+    standins.rule({"match": "version", "stdout": "v3.19.0"})
+    with pytest.raises(UsageError, match=r"needs Helm 4, found v3\.19\.0.*hooks"):
+        create("kind", install=install)
+    standins.rule({"match": "version", "stdout": "v4.2.4"}, {"match": "HELM_PLUGINS", "stdout": "/own/plugins"})
+    helm = [command for command in create("kind", install=install) if command.argv[0] == "helm"]
+    assert {command.environment["HELM_PLUGINS"] for command in helm} == {"/own/plugins:/d/helm-plugins"}
 
 
 @pytest.mark.parametrize(
@@ -433,6 +459,45 @@ def test_a_run_says_first_what_it_would_do(tmp_path: Path, standins: StandIns, c
 
 async def test_an_ingress_that_nobody_listens_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deployment, "INGRESS_S", 0.8)
-    url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(DeployError, match=rf"echo is ready, and the ingress at {url} does not answer for echo.ns"):
-        await deployment.through_ingress(Endpoint("echo", "r", url, "echo", host="echo.ns.example.com"))
+    address = f"127.0.0.1:{free_port()}"
+    endpoint = Endpoint("echo", "r", f"http://{address}", "echo", host="echo.ns.example.com", grpc_address=address)
+    for port, at in (("http", f"http://{address}"), ("grpc", address)):
+        words = rf"echo is ready, and the ingress at {at} does not answer for echo.ns"
+        with pytest.raises(DeployError, match=words):
+            await deployment.through_ingress(endpoint, port, 60.0)  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def model_ready(*answers: bool) -> AsyncIterator[tuple[Endpoint, list[bool]]]:
+    """A server whose model is ready as the answers say, the last for ever; and what it said."""
+    said: list[bool] = []
+
+    async def ready(request: Any, context: Any) -> Any:
+        said.append(answers[min(len(said), len(answers) - 1)])
+        return MESSAGES["ModelReadyResponse"](ready=said[-1])
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        ready,
+        request_deserializer=MESSAGES["ModelReadyRequest"].FromString,
+        response_serializer=lambda message: message.SerializeToString(),
+    )
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"ModelReady": handler}),))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield Endpoint("echo", "r", f"http://{address}", "echo", grpc_address=address), said
+    finally:
+        await server.stop(None)
+
+
+async def test_a_model_behind_a_port_that_only_connects_may_be_loaded_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probes of a service that exposes gRPC say no more than that its port is open."""
+    monkeypatch.setattr(deployment, "INGRESS_S", 0.2)
+    async with model_ready(False, False, True) as (endpoint, said):
+        await deployment.through_ingress(endpoint, "grpc", 60.0)
+        assert said == [False, False, True]
+    async with model_ready(False) as (endpoint, said):
+        with pytest.raises(DeployError, match=r"ModelReady says that echo is not ready; still so 0\.6 s after"):
+            await deployment.through_ingress(endpoint, "grpc", 0.6)
+        assert len(said) >= 2
