@@ -98,17 +98,17 @@ def test_a_service_that_exposes_grpc(tmp_path: Path) -> None:
     steps: list[Object] = [
         {"suite": "conformance", "service": "sound", "profiles": ["rest", "grpc"]},
         {"suite": "parity", "service": "sound"},
-        {**LOAD, "protocol": "grpc"},
+        {**LOAD, "protocol": "grpc", "rate": "20/s"},
     ]
     path = scenario(tmp_path, steps, expose="grpc")
     data = yaml.safe_load(path.read_text())
     data["services"]["http"] = {**data["services"]["sound"], "expose": "http"}
-    data["steps"].append({**LOAD, "service": "http"})
+    data["steps"].append({**LOAD, "service": "http", "rate": "20/s"})
     path.write_text(yaml.safe_dump(data))
     run = tmp_path / "run"
     result = servecert("run", str(path), "--out", str(run), timeout_s=300)
     assert result.returncode == 0, result.stderr
-    assert [stage["requests"] for stage in results(run)["loads"]] == [500, 500]
+    assert [stage["requests"] for stage in results(run)["loads"]] == [200, 200]
     restarted = [line for line in (run / "events.jsonl").read_text().splitlines() if "failed liveness probe" in line]
     assert restarted == [], "its probes get through"
     assert left() == []
