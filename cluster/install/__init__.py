@@ -77,16 +77,7 @@ class _On:
     def wait(self) -> str:
         return f"{self.install.within:g}s"
 
-    def chart(
-        self,
-        release: str,
-        namespace: str,
-        repository: str,
-        chart: str,
-        version: str,
-        *values: str,
-        skip_crds: bool = False,
-    ) -> Command:
+    def chart(self, release: str, namespace: str, repository: str, chart: str, version: str, *values: str) -> Command:
         """``repository`` is a chart repository (https), an OCI registry (oci), or the address of the archive itself."""
         argv = ["helm", "upgrade", "--install", release]
         if self.install.charts is not None:

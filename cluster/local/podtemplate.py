@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 from cluster.local import faults
+from cluster.local.devices import GPU
 from cluster.local.openapi import FRAMEWORKS
 from cluster.local.patches import strategic_merge
 from cluster.local.pods import MODEL_LABEL, STORAGE_ANNOTATION
@@ -212,6 +213,7 @@ def build_template(isvc: Object, namespaced: list[Object], cluster: list[Object]
     _check(annotations, isvc, predictor.get("containerConcurrency") or 0)
     if not is_standard(isvc):
         _route_to_one_port(pod["containers"])
+    _check_gpus(pod["containers"])
     pod.setdefault("restartPolicy", "Always")
     pod.setdefault("terminationGracePeriodSeconds", 30)
     labels = {
@@ -270,6 +272,21 @@ def _route_to_one_port(containers: list[Object]) -> None:
             for kind in ("httpGet", "tcpSocket"):
                 if kind in (container.get(name) or {}):
                     container[name][kind]["port"] = port["containerPort"]
+
+
+def _check_gpus(containers: list[Object]) -> None:
+    """Raises InvalidSpec. Extended resources are whole, and cannot be overcommitted, as in a real API."""
+    for container in containers:
+        resources = container.get("resources") or {}
+        requests, limits = (resources.get(part) or {} for part in ("requests", "limits"))
+        asked = {part.get(GPU) for part in (requests, limits) if GPU in part}
+        where = f"{container.get('name', '')}.resources"
+        if any(not str(value).isdigit() for value in asked):
+            raise InvalidSpec(
+                "InvalidPredictorSpec", f"{where}: {GPU} must be an integer, got {', '.join(map(str, asked))}"
+            )
+        if GPU in requests and str(requests[GPU]) != str(limits.get(GPU)):
+            raise InvalidSpec("InvalidPredictorSpec", f"{where}: the limit of {GPU} must be set, and equal its request")
 
 
 def _of_the_object(annotation: str) -> bool:

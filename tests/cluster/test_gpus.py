@@ -110,6 +110,22 @@ def test_a_gpu_is_one_pods(own: LocalCluster, identity: BuiltModel) -> None:
     assert environment_of(core, "default", "third")["CUDA_VISIBLE_DEVICES"] == seen["first"]
 
 
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ({"limits": {"nvidia.com/gpu": "half"}}, "nvidia.com/gpu must be an integer, got half"),
+        ({"requests": {"nvidia.com/gpu": "1"}}, "the limit of nvidia.com/gpu must be set, and equal its request"),
+    ],
+)
+def test_what_no_api_admits(
+    custom: Any, namespace: str, identity: BuiltModel, resources: dict[str, Any], said: str
+) -> None:
+    manifest = isvc_manifest("bad", namespace, f"file://{identity.artifacts}", model={"resources": resources})
+    custom.create_namespaced_custom_object("serving.kserve.io", "v1beta1", namespace, "inferenceservices", manifest)
+    status = wait_until(lambda: (get_isvc(custom, namespace, "bad").get("status") or {}).get("modelStatus"))
+    assert said in status["lastFailureInfo"]["message"]
+
+
 def test_a_machine_without_them_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", nvidia_smi(tmp_path / "tools", "#!/bin/sh\nexit 9\n"))
     limits = {"nvidia.com/gpu": "1"}
