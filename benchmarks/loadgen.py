@@ -324,19 +324,29 @@ with socket.create_connection(('127.0.0.1', port)) as connection:
     return np.maximum(np.array(text.split(), np.float64) / 1e9 - SERVICE_S, 0.0)
 
 
-def stall_table(seconds: float = 28.9) -> None:
+def await_phase(begun_ns: int, at_s: float) -> None:
+    """Returns when so many seconds of a period of the stalling server are over."""
+    into_s = (time.monotonic_ns() - begun_ns) / 1e9 % PERIOD_S
+    time.sleep((at_s - into_s) % PERIOD_S)
+
+
+def stall_table(seconds: float = 25.0, begin_s: float = 5.5) -> None:
     """A server with 5 ms of service that stands still for 1 s every 10 s, at 200/s.
 
     The analytic answer follows from each request's due time alone: whoever is due in a stall waits for its end and is
-    served then, whoever is in service when it begins waits a second longer. (The run ends before its third stall: 7 %
-    of its time, so that p90 is not the edge between the two.) Peers are asked for 200/s as their manuals say; the
-    clients' processor is kept awake for all of them.
+    served then, whoever is in service when it begins waits a second longer. Every run begins between 5 s and 9 s of a
+    period, so that it has three whole stalls, 12 % of its time: p90 and what is above it tell who waited, p50 what the
+    path adds. Peers are asked for 200/s as their manuals say; the clients' processor is kept awake for all of them.
     """
     rows: dict[str, dict[str, float]] = {}
     with awake(CLIENT), stalling_server(stall_s=0.0) as (port, _):
         path_s = path_times(port)
     with awake(CLIENT), stalling_server() as (port, begun_ns):
+        await_phase(begun_ns, begin_s)
         result = stage(port, seconds, rate=STALL_RATE)
+        begun_at_s = (result.start_ns - begun_ns) / 1e9 % PERIOD_S
+        if not PERIOD_S - STALL_S >= begun_at_s >= 3 * PERIOD_S - seconds:
+            raise SystemExit(f"the stage began at {begun_at_s:.1f} s of a period: not all of three stalls are in it")
         latency = (result.columns["done_ns"] - result.columns["due_ns"]) / 1e9
         into = ((result.start_ns - begun_ns + result.columns["due_ns"]) / 1e9) % PERIOD_S
         begins = PERIOD_S - STALL_S
@@ -346,6 +356,7 @@ def stall_table(seconds: float = 28.9) -> None:
         rows["analytic open loop"] = summarize(np.sort(analytic))
         rows[ANALYTIC] = summarize(np.sort(analytic + np.random.default_rng(1).choice(path_s, analytic.size)))
         for name, peer in PACED.items():
+            await_phase(begun_ns, begin_s)
             if (reported := peer(f"http://127.0.0.1:{port}/v2/models/m/infer", STALL_RATE, int(seconds))) is not None:
                 rows[name] = reported
     print(f"\nA server with 5 ms of service that stands still for 1 s every 10 s, 200/s for {seconds:g} s:\n")

@@ -14,9 +14,12 @@ import pytest
 import yaml
 from kubernetes import client, config
 
+from cluster.kube import Kube
 from cluster.local.provider import LocalCluster, LocalSpec
+from cluster.preflight import Answer, gpus_preflight
 from harness.gpus import Gpu, gpus
 from harness.runtimes import BuiltModel
+from harness.scenario import load_scenario
 from tests.cluster.conftest import condition_of, get_isvc, isvc_manifest, ready_isvc
 from tests.helpers import servecert, wait_until
 
@@ -136,6 +139,23 @@ def test_a_machine_without_them_says_so_at_once(tmp_path: Path, monkeypatch: pyt
     result = servecert("run", str(path), "--out", str(tmp_path / "run"), timeout_s=60)
     assert result.returncode == 3
     assert "needs 1 × nvidia.com/gpu; found 0 on 1 node; does nvidia-smi show them?" in result.stderr
+
+
+@pytest.mark.parametrize(("deploy", "count"), [("in_turn", 1), ("side_by_side", 2)])
+def test_services_that_have_turns_share_one(tmp_path: Path, cluster: LocalCluster, deploy: str, count: int) -> None:
+    limits = {"nvidia.com/gpu": "1"}
+    service = {"runtime": "reference", "model": "identity", "predictor": {"model": {"resources": {"limits": limits}}}}
+    step = {"suite": "compare", "service": "one", "against": [{"service": "two"}], "deploy": deploy}
+    data = {
+        "name": "t",
+        "services": {"one": service, "two": service},
+        "steps": [{**step, "rate": "1/s", "duration": "1s"}],
+    }
+    path = tmp_path / "scenario.yaml"
+    path.write_text(yaml.safe_dump(data))
+    (found,) = gpus_preflight(load_scenario(path), Kube(cluster.kubeconfig))
+    assert found.needs == f"{count} × nvidia.com/gpu"
+    assert found.answer is Answer.FAILED
 
 
 def test_the_run_says_which(tmp_path: Path, path: str) -> None:
