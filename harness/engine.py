@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from cluster.delivery import Delivery
 from cluster.generators import IMAGE as GENERATORS_IMAGE
 from cluster.generators import ClusterGenerators
+from cluster.ingress import Reachable
 from cluster.kube import Kube
 from cluster.preflight import EMBEDDED, Answer, Finding, gpus_preflight, preflight
 from cluster.provider import Cluster, up
@@ -282,7 +283,7 @@ class Engine:
             try:
                 await through_ingress(endpoint, item.service.expose, item.service.ready_within)
             except DeployError as error:
-                said = getattr(cluster, "ingress_says", "")
+                said = cluster.ingress_says if isinstance(cluster, Reachable) else ""
                 raise DeployError(f"{error}; {said}" if said else str(error)) from error
         return Deployed(kserve, endpoint, wanted[-1], partial(self._variant, kserve, item))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import shutil
 import signal
@@ -11,13 +12,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
+
+from harness.protocol.messages import MESSAGES, SERVICE
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVECERT = [sys.executable, "-m", "harness.cli"]
@@ -132,6 +136,27 @@ def reference_server(
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+@contextlib.asynccontextmanager
+async def grpc_server(method: str, handler: Callable[..., Any]) -> AsyncIterator[str]:
+    """Its address; ``handler`` answers one method of the protocol, a generator a stream of requests."""
+    streamed = inspect.isasyncgenfunction(handler)
+    made = grpc.stream_stream_rpc_method_handler if streamed else grpc.unary_unary_rpc_method_handler
+    request = "ModelInferRequest" if streamed else f"{method}Request"
+    rpc = made(
+        handler,
+        request_deserializer=MESSAGES[request].FromString,
+        response_serializer=lambda message: message.SerializeToString(),
+    )
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {method: rpc}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
 
 
 @contextlib.contextmanager

@@ -11,13 +11,9 @@ GPU = "nvidia.com/gpu"
 
 
 def gpus_asked(pod: Object) -> int:
-    """GPUs of all its containers; limits count, as requests must equal them."""
-    total = 0
-    for container in pod["spec"]["containers"]:
-        resources = container.get("resources") or {}
-        wanted = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
-        total += int(wanted.get(GPU) or 0)
-    return total
+    """GPUs of all its containers. Their limits tell: a request that does not equal its limit is not admitted."""
+    resources = [container.get("resources") or {} for container in pod["spec"]["containers"]]
+    return sum(int((item.get("limits") or {}).get(GPU) or 0) for item in resources)
 
 
 class Devices:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,28 +19,24 @@ from harness.gpus import Gpu, gpus
 from harness.runtimes import BuiltModel
 from harness.scenario import load_scenario
 from tests.cluster.conftest import condition_of, get_isvc, isvc_manifest, ready_isvc
+from tests.cluster.standins import StandIns
 from tests.helpers import servecert, wait_until
 
-SMI = """#!/bin/sh
-[ "$1" = "--query-gpu=uuid,name,memory.total,driver_version" ] || exit 3
-[ "$2" = "--format=csv,noheader,nounits" ] || exit 3
-echo "GPU-aaaa, NVIDIA H100 80GB HBM3, 81559, 580.159.04"
-echo "GPU-bbbb, NVIDIA H100 80GB HBM3, 81559, 580.159.04"
-"""
+QUESTION = "nvidia-smi --query-gpu=uuid,name,memory.total,driver_version --format=csv,noheader,nounits"
+ANSWER = "".join(f"GPU-{name}, NVIDIA H100 80GB HBM3, 81559, 580.159.04\n" for name in ("aaaa", "bbbb"))
+DRIVER: dict[str, Any] = {"match": f"^{QUESTION}$", "stdout": ANSWER}
 
 
-def nvidia_smi(directory: Path, text: str = SMI) -> str:
-    """PATH with it in front."""
-    directory.mkdir(exist_ok=True)
-    tool = directory / "nvidia-smi"
-    tool.write_text(text)
-    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    return f"{directory}:{os.environ['PATH']}"
+def nvidia_smi(directory: Path, *rules: dict[str, Any]) -> str:
+    """PATH with it in front. What no rule is for is an error."""
+    standins = StandIns(directory).install("nvidia-smi")
+    standins.rule(*rules, {"match": "", "exit": 3})
+    return standins.environment()["PATH"]
 
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    found = nvidia_smi(tmp_path / "tools")
+    found = nvidia_smi(tmp_path / "tools", DRIVER)
     monkeypatch.setenv("PATH", found)
     return found
 
@@ -59,9 +53,15 @@ def test_what_the_driver_says(path: str) -> None:
     assert gpus() == [Gpu("GPU-aaaa", name, memory, driver), Gpu("GPU-bbbb", name, memory, driver)]
 
 
-@pytest.mark.parametrize("text", ["#!/bin/sh\necho No devices were found\n", "#!/bin/sh\nexit 9\n", "#!/bin/none\n"])
-def test_a_driver_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setenv("PATH", nvidia_smi(tmp_path, text))
+@pytest.mark.parametrize("rule", [{"stdout": "No devices were found\n"}, {"exit": 9}])
+def test_a_driver_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any]) -> None:
+    monkeypatch.setenv("PATH", nvidia_smi(tmp_path, {"match": "", **rule}))
+    assert gpus() == []
+
+
+def test_a_tool_that_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", nvidia_smi(tmp_path))
+    (tmp_path / "bin" / "nvidia-smi").write_text("#!/bin/none\n")
     assert gpus() == []
 
 
@@ -130,7 +130,7 @@ def test_what_no_api_admits(
 
 
 def test_a_machine_without_them_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", nvidia_smi(tmp_path / "tools", "#!/bin/sh\nexit 9\n"))
+    monkeypatch.setenv("PATH", nvidia_smi(tmp_path / "tools"))
     limits = {"nvidia.com/gpu": "1"}
     service = {"runtime": "reference", "model": "identity", "predictor": {"model": {"resources": {"limits": limits}}}}
     steps = [{"suite": "parity", "service": "svc"}]

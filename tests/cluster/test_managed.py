@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import yaml
 
@@ -25,10 +24,10 @@ from harness import deployment
 from harness.cluster_model import Made
 from harness.endpoint import Endpoint
 from harness.errors import ClusterError, DeployError, ScenarioError, UsageError
-from harness.protocol.messages import MESSAGES, SERVICE
+from harness.protocol.messages import MESSAGES
 from harness.scenario import load_cluster
 from tests.cluster.standins import StandIns
-from tests.helpers import ROOT, SERVECERT, free_port, processes_mentioning, servecert, wait_until
+from tests.helpers import ROOT, SERVECERT, free_port, grpc_server, processes_mentioning, servecert, wait_until
 
 TOOLS = ("kind", "gcloud", "gke-gcloud-auth-plugin", "eksctl", "az", "aws", "helm", "kubectl")
 NODES = {"type": "m", "min": 1, "max": 3}
@@ -476,19 +475,8 @@ async def model_ready(*answers: bool) -> AsyncIterator[tuple[Endpoint, list[bool
         said.append(answers[min(len(said), len(answers) - 1)])
         return MESSAGES["ModelReadyResponse"](ready=said[-1])
 
-    handler = grpc.unary_unary_rpc_method_handler(
-        ready,
-        request_deserializer=MESSAGES["ModelReadyRequest"].FromString,
-        response_serializer=lambda message: message.SerializeToString(),
-    )
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"ModelReady": handler}),))
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
-    try:
+    async with grpc_server("ModelReady", ready) as address:
         yield Endpoint("echo", "r", f"http://{address}", "echo", grpc_address=address), said
-    finally:
-        await server.stop(None)
 
 
 async def test_a_model_behind_a_port_that_only_connects_may_be_loaded_later(monkeypatch: pytest.MonkeyPatch) -> None:

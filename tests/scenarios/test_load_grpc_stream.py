@@ -7,14 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 import pytest
 
 from harness.endpoint import Endpoint
-from harness.protocol.messages import MESSAGES, SERVICE
+from harness.protocol.messages import MESSAGES
 from harness.records import CheckResult, LoadResult, Outcome
 from scenarios.suites.load import Plan, load
-from tests.helpers import Reference
+from tests.helpers import Reference, grpc_server
 
 FIRST_S, GAP_S, MESSAGES_EACH = 0.04, 0.02, 5
 
@@ -48,19 +47,8 @@ async def decoder(wrong_id: bool = False, fails_within: bool = False) -> AsyncIt
                     answer.error_message = "out of memory"
                 yield answer
 
-    handler = grpc.stream_stream_rpc_method_handler(
-        stream,
-        request_deserializer=MESSAGES["ModelInferRequest"].FromString,
-        response_serializer=lambda message: message.SerializeToString(),
-    )
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"ModelStreamInfer": handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(None)
+    async with grpc_server("ModelStreamInfer", stream) as address:
+        yield address
 
 
 async def test_reference_server(reference: Reference) -> None:
