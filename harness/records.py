@@ -32,6 +32,8 @@ class Outcome(StrEnum):
     SKIPPED = "skipped"
     ERROR = "error"
     """The check itself could not be carried out: no evidence either way, so never a pass."""
+    UNDECIDED = "undecided"
+    """It was carried out, and the sample is too small to say: never a pass. ``reason`` says what would decide it."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class CheckResult:
             return False
         if self.outcome is Outcome.ERROR:
             return True
-        return self.outcome is Outcome.FAILED and self.level is Level.MUST
+        return self.outcome in (Outcome.FAILED, Outcome.UNDECIDED) and self.level is Level.MUST
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def tally(checks: list[CheckResult]) -> Tally:
             known += 1
         elif check.outcome is Outcome.SKIPPED:
             skipped += 1
-        elif check.outcome is Outcome.FAILED:
+        elif check.outcome in (Outcome.FAILED, Outcome.UNDECIDED):
             advisory += 1
         else:
             passed += 1
@@ -72,6 +72,8 @@ def describe(check: CheckResult) -> str:
         )
     if check.outcome is Outcome.ERROR:
         return f"{where}{check.id} could not be judged: {check.reason}"
+    if check.outcome is Outcome.UNDECIDED:
+        return f"{where}{check.id} is undecided: expected {check.expected}, observed {check.observed}; {check.reason}"
     return f"{where}{check.id}: expected {check.expected}, observed {check.observed}"
 
 

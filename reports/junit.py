@@ -83,4 +83,6 @@ def skip_reason(check: CheckResult) -> str:
         return check.reason
     if check.outcome is Outcome.FAILED:
         return f"{check.level} not met: expected {check.expected}, observed {check.observed}"
+    if check.outcome is Outcome.UNDECIDED:
+        return f"{check.level} undecided: expected {check.expected}, observed {check.observed}; {check.reason}"
     return ""

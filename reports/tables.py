@@ -17,6 +17,7 @@ STATES = {
     "passed": ("✓", "passed"),
     "failed": ("✕", "failed: decides the verdict"),
     "error": ("!", "could not be judged"),
+    "undecided": ("?", "the sample is too small to decide"),
     "known": ("◐", "known deviation"),
     "advisory": ("○", "SHOULD or MAY not met"),
     "skipped": ("–", "not applicable"),
@@ -35,7 +36,7 @@ def state_of(check: CheckResult | None) -> str:
     if check.known:
         return "known"
     if check.outcome is Outcome.FAILED and not check.fails_run:
-        return "advisory"
+        return "advisory"  # an undecided one keeps its word, whatever its level
     return str(check.outcome)
 
 

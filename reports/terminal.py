@@ -97,7 +97,7 @@ class Terminal:
             self._lines.append(f"{record.comparison}, {record.output}: off by {record.max_abs_error:g}")
 
     def step_done(self, name: str, seconds: float) -> None:
-        order = ("passed", "failed", "error", "gone", "known", "advisory", "skipped")
+        order = ("passed", "failed", "error", "undecided", "gone", "known", "advisory", "skipped")
         words = {"known": "known deviations", "error": "not judged", "gone": "no longer deviating"}
         counts = ", ".join(f"{self._states[key]} {words.get(key, key)}" for key in order if self._states[key])
         if not self.quiet:

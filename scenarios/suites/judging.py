@@ -44,6 +44,21 @@ class Judge:
         """Nothing was measured that could decide it: an error, never a pass."""
         return self._result(name, requirement, Outcome.ERROR, source="scenario", level=Level.MUST, reason=reason)
 
+    def undecided(
+        self, name: str, requirement: str, *, expected: str, observed: str, reason: str, level: Level = Level.MUST
+    ) -> CheckResult:
+        """It was measured, and not often enough to say; ``reason`` says what would decide it. Never a pass."""
+        return self._result(
+            name,
+            requirement,
+            Outcome.UNDECIDED,
+            source="scenario",
+            level=level,
+            expected=expected,
+            observed=observed,
+            reason=reason,
+        )
+
     def _result(
         self,
         name: str,
