@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -85,7 +86,7 @@ def _rate(text: str | None) -> float | None:
 def _measured(directory: Path) -> Facts:
     """The worst 99th percentile, the highest rate that was sent and the longest cold start of a run."""
     run = read_run(directory)
-    p99 = [load.latency_s["p99"] for load in run.loads if "p99" in load.latency_s]
+    p99 = [load.latency_s["p99"] for load in run.loads if math.isfinite(load.latency_s.get("p99", math.inf))]
     rates = [load.offered_rate_per_s for load in run.loads if load.offered_rate_per_s]
     cold = [item.value for item in run.measurements if item.name in ("cold.total", "ready") and item.unit == "s"]
     if not p99 and not cold:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.columns import elapsed_s
+from harness.columns import elapsed_s, let_go, pieces
 
 
 class Level(StrEnum):
@@ -157,19 +157,37 @@ class SampleBatch:
         return int(self.due_ns.size)
 
     @property
+    def failed(self) -> npt.NDArray[np.bool_]:
+        return np.not_equal(self.error, 0)
+
+    @property
     def latency_s(self) -> npt.NDArray[np.float64]:
-        """From the due time, so that a stalled server cannot hide its stall."""
-        return elapsed_s(self.done_ns, self.due_ns)
+        """From the due time, so that a stalled server cannot hide its stall; infinite where the request failed, so that
+        a failing one cannot hide that. A row each, in the order of the due times."""
+        return self._until_done_s(self.due_ns)
 
     @property
     def service_time_s(self) -> npt.NDArray[np.float64]:
-        """From the actual send; only for requests that were sent."""
-        return elapsed_s(self.done_ns, self.sent_ns)
+        """From the actual send, of requests that succeeded."""
+        times = self._until_done_s(self.sent_ns)
+        return times[np.isfinite(times)]
 
     @property
     def from_dispatch_s(self) -> npt.NDArray[np.float64]:
-        """What the latency were without the generator's lateness; only for requests that it took up."""
-        return elapsed_s(self.done_ns, self.dispatched_ns)
+        """Latency without the generator's own delay, of requests that succeeded."""
+        times = self._until_done_s(self.dispatched_ns)
+        return times[np.isfinite(times)]
+
+    def _until_done_s(self, since_ns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """A row each, infinite where the request failed; never holds more of mapped columns than a few pieces."""
+        times = np.empty(len(self))
+        for number, part in enumerate(pieces(len(self))):
+            times[part] = (self.done_ns[part] - since_ns[part]) / 1e9
+            times[part][self.error[part] != 0] = np.inf
+            if number % 8 == 7:
+                let_go(self.done_ns, since_ns, self.error)
+        let_go(self.done_ns, since_ns, self.error)
+        return times
 
     @property
     def send_lag_s(self) -> npt.NDArray[np.float64]:
@@ -179,7 +197,11 @@ class SampleBatch:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """A load stage in numbers; its samples lie beside it. Percentile keys: p50 … p99_9, max, mean."""
+    """A load stage in numbers; its samples lie beside it. Percentile keys: p50 … p99_9, max, mean.
+
+    ``latency_s`` is of all requests, and infinite from the percentile on that failed ones have reached;
+    ``success_latency_s`` and ``service_time_s`` are of those that succeeded.
+    """
 
     service: str
     step: str
@@ -200,13 +222,16 @@ class LoadResult:
     goodput_per_s: dict[str, float]
     """By objective: successes a second that were within its bound on latency."""
     streaming: dict[str, dict[str, float]]
-    """Of streamed answers, empty otherwise: ``ttft_s`` (time to first token, from the due time), ``gap_s`` (between two
-    tokens of one answer), each with the percentile keys, and ``tokens`` (``total``, ``per_s``, ``per_answer``)."""
+    """Of streamed answers, empty otherwise: ``ttft_s`` (time to first token, from the due time; infinite where none
+    came or the request failed), ``gap_s`` (between two tokens of one answer), each with the percentile keys, and
+    ``tokens`` (``total``, ``per_s``, ``per_answer``)."""
     latency_s: dict[str, float]
     latency_ci_s: dict[str, tuple[float, float]]
+    """95 %, for requests that depend on each other; of percentiles for which the stage was long enough."""
     service_time_s: dict[str, float]
     send_lag_s: dict[str, float]
     error_rate_ci: tuple[float, float]
+    """95 %, as ``latency_ci_s``."""
     generator_cpu: float
     """Processor time of the busiest generator as a share of one core."""
     generator_stall_s: float
@@ -219,6 +244,12 @@ class LoadResult:
     seed: int
     started_s: float | None = None
     """The stage's start on the clock of ``TimelineEvent.monotonic_s``; samples count from there."""
+    success_latency_s: dict[str, float] = field(default_factory=dict)
+    """Empty where none succeeded."""
+    limited: int = 0
+    """Requests that waited because the stage's limit on connections was reached."""
+    taken_again: str = ""
+    """Why a first try of this stage was not used; empty where there was none."""
 
 
 @dataclass(frozen=True)
@@ -324,8 +355,8 @@ def check_from_json(data: dict[str, Any]) -> CheckResult:
 
 def load_from_json(data: dict[str, Any]) -> LoadResult:
     floats = {
-        key: {name: float(value) for name, value in data[key].items()}
-        for key in ("latency_s", "service_time_s", "send_lag_s")
+        key: {name: float(value) for name, value in data.get(key, {}).items()}
+        for key in ("latency_s", "success_latency_s", "service_time_s", "send_lag_s")
     }
     intervals = {name: (float(low), float(high)) for name, (low, high) in data["latency_ci_s"].items()}
     streaming = {name: {k: float(v) for k, v in values.items()} for name, values in data["streaming"].items()}

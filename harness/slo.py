@@ -12,7 +12,7 @@ from harness.records import LoadResult
 from harness.stats import PERCENTILES
 from harness.units import format_duration, parse_duration, parse_rate, parse_share
 
-_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
@@ -33,25 +33,45 @@ class Objective:
     operator: str
     threshold: float
 
-    def observed(self, result: LoadResult) -> float:
-        if self.metric == "errors":
-            return result.errors / result.requests
-        if self.metric == "rate":
-            return result.achieved_rate_per_s
+    @property
+    def kind(self) -> str:
+        """``latency``, ``ttft``, ``gap``, ``errors`` or ``rate``."""
         kind, _, name = self.metric.rpartition(".")
-        if kind:
-            values = result.streaming.get(f"{kind}_s", {})
-            if name not in values:
-                raise MeasurementError(f"{self.text!r}: the stage {result.step} had no streamed answer to judge")
-            return values[name]
-        return result.latency_s[self.metric]
+        return kind or (name if name in ("errors", "rate") else "latency")
 
-    def met(self, result: LoadResult) -> bool:
-        return _OPERATORS[self.operator](self.observed(result), self.threshold)
+    @property
+    def statistic(self) -> str:
+        """Of a latency: ``p50`` … ``p99_9``, ``max`` or ``mean``."""
+        return self.metric.rpartition(".")[2]
+
+    @property
+    def upper(self) -> bool:
+        """Whether it bounds its metric from above."""
+        return self.operator in ("<", "<=")
 
     @property
     def bounds_latency_above(self) -> bool:
-        return self.operator in ("<", "<=") and self.metric not in ("errors", "rate")
+        return self.upper and self.kind == "latency"
+
+    def holds(self, value: float) -> bool:
+        return OPERATORS[self.operator](value, self.threshold)
+
+    def observed(self, result: LoadResult) -> float:
+        """Infinite for a percentile of latency that failed requests have reached."""
+        if self.kind == "errors":
+            return result.errors / result.requests
+        if self.kind == "rate":
+            return result.achieved_rate_per_s
+        if self.kind == "latency":
+            return result.latency_s[self.statistic]
+        values = result.streaming.get(f"{self.kind}_s", {})
+        if self.statistic not in values:
+            raise MeasurementError(f"{self.text!r}: the stage {result.step} had no streamed answer to judge")
+        return values[self.statistic]
+
+    def met(self, result: LoadResult) -> bool:
+        """Whether the sample keeps it. Whether that says anything of the service is for ``harness.objectives``."""
+        return self.holds(self.observed(result))
 
     def describe(self, value: float) -> str:
         if self.metric == "errors":
@@ -77,7 +97,10 @@ def parse_slo(text: str) -> Objective:
         if " ".join(metric.split()) in _STREAMED:
             return Objective(text, _STREAMED[" ".join(metric.split())], comparison, parse_duration(value))
         if metric == "errors":
-            return Objective(text, metric, comparison, parse_share(value))
+            most = parse_share(value)
+            if not 0 <= most <= 1 or (comparison == "<" and most == 0):
+                raise ValueError("expected a share between 0% and 100%; 'errors <= 0%' asks that no request fails")
+            return Objective(text, metric, comparison, most)
         if metric == "rate":
             share, _, rate = value.rpartition(" of ")
             factor = parse_share(share) if share else 1.0
@@ -85,3 +108,14 @@ def parse_slo(text: str) -> Objective:
     except ValueError as error:
         raise UsageError(f"SLO {text!r}: {error}") from None
     raise UsageError(f"SLO {text!r}: unknown metric {metric!r}; expected one of {names}")
+
+
+DEFAULT_ERRORS = parse_slo("errors < 1%")
+"""Of a stage whose objectives say nothing about errors."""
+
+
+def with_errors(objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    """What a stage is judged by: an objective for errors is always among it."""
+    if any(objective.kind == "errors" for objective in objectives):
+        return objectives
+    return (*objectives, DEFAULT_ERRORS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -49,7 +50,9 @@ def parse_rate(text: str | float) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Three significant digits in the unit a reader would choose."""
+    """Three significant digits in the unit a reader would choose; ``never`` of what has no end."""
+    if seconds == math.inf:
+        return "never"
     magnitude = abs(seconds)
     if magnitude >= 100:
         return f"{seconds:.0f} s"

@@ -18,7 +18,7 @@ MOST_INTERVALS = 300
 
 def histogram_log(load: LoadResult, batch: SampleBatch) -> str:
     """Latencies in nanoseconds at three significant digits, in HdrHistogram's log format, an interval a second (or
-    longer, for long stages). Errors are in it: a request that failed waited too."""
+    longer, for long stages). Requests that failed are not in it: they have no latency, however soon they failed."""
     from hdrh.histogram import HdrHistogram
     from hdrh.log import HistogramLogWriter
 
@@ -33,7 +33,8 @@ def histogram_log(load: LoadResult, batch: SampleBatch) -> str:
     edges = np.searchsorted(batch.due_ns, begin + np.arange(0, span + width, width))
     for index, (low, high) in enumerate(itertools.pairwise(edges)):
         histogram = HdrHistogram(1, HIGHEST_NS, HISTOGRAM_DIGITS)
-        latency_ns = np.clip(batch.done_ns[low:high] - batch.due_ns[low:high], 1, HIGHEST_NS)
+        fine = batch.error[low:high] == 0
+        latency_ns = np.clip((batch.done_ns[low:high] - batch.due_ns[low:high])[fine], 1, HIGHEST_NS)
         values, counts = np.unique(_coarse(latency_ns), return_counts=True)
         for value, count in zip(values.tolist(), counts.tolist(), strict=True):
             histogram.record_value(value, count)

@@ -30,6 +30,7 @@ def _environment() -> Any:
         state_of=tables.state_of,
         tally_text=tables.tally_text,
         latency_cell=tables.latency_cell,
+        success_cells=tables.success_cells,
         load_title=tables.load_title,
         stage_label=tables.stage_label,
         errors_text=tables.errors_text,

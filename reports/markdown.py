@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.records import LoadResult
 from harness.runstore import Run
 from harness.verdict import Verdict, describe
 from reports.comparisons import HEAD, comparison_parts, how
@@ -26,12 +27,30 @@ from reports.tables import (
     service_rows,
     stages,
     state_of,
+    success_cells,
     tally_text,
 )
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _stage_rows(load: LoadResult) -> list[list[str]]:
+    """A stage, and below it, where requests failed, the latency of those that did not."""
+    rows = [
+        [
+            load.step,
+            load_title(load),
+            f"{load.achieved_rate_per_s:.1f}/s",
+            *(latency_cell(load, name)[0] for name in COLUMNS),
+            errors_text(load),
+            "yes" if load.valid else load.invalid_reason,
+        ]
+    ]
+    if cells := success_cells(load):
+        rows.append(["", "of those that succeeded", "", *(cells[name] for name in COLUMNS), "", ""])
+    return rows
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -103,21 +122,16 @@ def _whole(run: Run, verdict: Verdict) -> str:
         seen = f" ({row.check.observed})" if row.check else ""
         lines += [f"Capacity of {row.service} ({row.runtime}): **{row.found}**{seen}", ""]
     if stages(run):
-        lines += ["## Load", "", "Latency counts from the moment a request was due.", ""]
+        lines += [
+            "## Load",
+            "",
+            "Latency counts from the moment a request was due; a request that failed was never answered.",
+            "",
+        ]
         head = ["stage", "what", "achieved", *(COLUMN_TITLES.get(name, name) for name in COLUMNS), "errors", "valid"]
         lines += _table(
             head,
-            [
-                [
-                    load.step,
-                    load_title(load),
-                    f"{load.achieved_rate_per_s:.1f}/s",
-                    *(latency_cell(load, name)[0] for name in COLUMNS),
-                    errors_text(load),
-                    "yes" if load.valid else load.invalid_reason,
-                ]
-                for load in stages(run)
-            ],
+            [row for load in stages(run) for row in _stage_rows(load)],
         )
     beside = beside_rows(run)
     if beside:

@@ -73,7 +73,7 @@ def percentile_curves(views: Sequence[StageView]) -> Figure:
     """Latency by percentile; the horizontal axis stretches the tail, each decade as far as the one before."""
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     axes = figure.add_subplot()
-    furthest = max([10.0, *(float(view.curve_distance[-1]) for view in views)])
+    furthest = max([10.0, *(float(view.curve_distance[-1]) for view in views if view.curve_distance.size)])
     for view, (colour, line) in zip(views, styles(view.load.runtime for view in views), strict=True):
         axes.step(
             view.curve_distance, view.curve_s, where="pre", color=colour, linestyle=line, linewidth=1.6,
@@ -170,6 +170,7 @@ def capacity_curve(trials: Sequence[LoadResult], knee_per_s: float | None) -> Fi
     rates = np.array([load.offered_rate_per_s or 0.0 for load in trials])
     for name in ("p50", "p95", "p99"):
         values = pd.Series([load.latency_s[name] for load in trials]).groupby(rates).median()
+        values = values[np.isfinite(values)]  # where that many failed there is no latency
         axes.plot(
             values.index, values.to_numpy(), marker="o", markersize=3.5, color=PERCENTILES[name], label=_titled(name)
         )

@@ -21,12 +21,12 @@ def load_json(load: LoadResult) -> dict[str, Any]:
 
 def capacity_json(run: Run) -> dict[str, Any]:
     """``capacity_per_s`` is None where no rate met the objectives, ``failed_at_per_s`` where none above it failed."""
-    found = next((item for item in run.measurements if item.name == "capacity"), None)
-    knee = next((item for item in run.measurements if item.name == "capacity.knee"), None)
+    values = {item.name: item.value for item in run.measurements}
     return {
-        "capacity_per_s": found.value if found else None,
-        "failed_at_per_s": found.ci_high if found else None,
-        "knee_per_s": knee.value if knee else None,
+        "capacity_per_s": values.get("capacity"),
+        "failed_at_per_s": values.get("capacity.failed_at"),
+        "converged": bool(values.get("capacity.converged", 0.0)),
+        "knee_per_s": values.get("capacity.knee"),
         "trials": [load_json(load) for load in run.loads],
     }
 

@@ -1,6 +1,7 @@
 """A stage of load as reports show it: everything is worked out once, of any number of samples, into few points.
 
-``latency`` counts from the due time, errors included, as everywhere.
+``latency`` counts from the due time and is infinite where a request failed, as everywhere. Curves end where only failed
+requests are left; what is drawn over time is of those that succeeded, beside the errors.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.columns import let_go, pieces
+from harness.dependence import share_interval
 from harness.records import LoadResult, SampleBatch, TimelineEvent
-from harness.stats import PERCENTILES, percentile, wilson
+from harness.stats import PERCENTILES, percentile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +41,7 @@ class ErrorRow:
     share: float
     low: float
     high: float
-    """95 % interval of the share, after Wilson."""
+    """95 % interval of the share, for requests that depend on each other."""
     first_s: float
     last_s: float
 
@@ -83,11 +85,13 @@ def view(load: LoadResult, batch: SampleBatch, events: Sequence[TimelineEvent] =
     bins = _bins(load, batch, latency)
     table = per_second(batch, latency)
     latency.sort()
+    fine = latency[: int(np.searchsorted(latency, np.inf))]
     ranks = np.unique(np.geomspace(1, latency.size, CURVE_POINTS).astype(np.int64))
     places = latency.size - ranks[::-1]
+    places = places[places < fine.size]
     # The last sample's percentile is 1: it is drawn where its rank is, half a rank early.
     shares = (places + 0.5) / latency.size
-    edges, counts = _bars(latency)
+    edges, counts = _bars(fine)
     return StageView(
         load=load,
         curve_distance=1 / (1 - shares),
@@ -103,6 +107,8 @@ def view(load: LoadResult, batch: SampleBatch, events: Sequence[TimelineEvent] =
 
 
 def _bars(ordered: Floats) -> tuple[Floats, Counts]:
+    if not ordered.size:
+        return np.geomspace(1e-3, 1.0, BARS + 1), np.zeros(BARS, np.int64)
     low, high = max(float(ordered[0]), 1e-7), max(float(ordered[-1]), 1e-7)
     edges = np.geomspace(low, max(high, low * 1.01) * (1 + 1e-9), BARS + 1)
     reached = np.searchsorted(ordered, edges)
@@ -118,7 +124,7 @@ def _bins(load: LoadResult, batch: SampleBatch, latency: Floats) -> Bins:
     values: dict[str, list[float]] = {name: [] for name in ("p50", "p99", "max", "lag")}
     errors = []
     for low, high in itertools.pairwise(edges.tolist()):
-        part = np.sort(latency[low:high])
+        part = _succeeded(latency[low:high])
         dispatched = batch.dispatched_ns[low:high]
         lag = np.sort((dispatched - batch.due_ns[low:high])[dispatched >= 0]) / 1e9
         values["p50"].append(percentile(part, 0.5) if part.size else math.nan)
@@ -141,6 +147,11 @@ def _bins(load: LoadResult, batch: SampleBatch, latency: Floats) -> Bins:
     )
 
 
+def _succeeded(latency: Floats) -> Floats:
+    """Ascending."""
+    return np.sort(latency[np.isfinite(latency)])
+
+
 def _counts(batch: SampleBatch, edges_ns: Counts, moments_ns: Counts, *, fine: bool) -> Counts:
     """How many requests that failed (or, with ``fine``, did not) had their moment between each two edges."""
     counts = np.zeros(edges_ns.size - 1, np.int64)
@@ -157,7 +168,8 @@ def per_second(batch: SampleBatch, latency_s: Floats | None = None) -> pd.DataFr
 
     ``due``, ``sent``, ``completed`` (without an error) and ``errors`` are counts of what happened in that second;
     ``in_flight`` is how many requests were due and not done at its end; the percentiles, in seconds, are of the
-    requests due in it (nearest rank; empty where none was). ``latency_s`` is the batch's, where it is at hand.
+    requests due in it that succeeded (nearest rank; empty where none did). ``latency_s`` is the batch's, where it is at
+    hand.
     """
     import pandas as pd  # takes a second, which commands that measure nothing need not spend
 
@@ -186,7 +198,7 @@ def per_second(batch: SampleBatch, latency_s: Floats | None = None) -> pd.DataFr
             "in_flight": np.cumsum(due) - np.cumsum(completed + errors),
         }
     )
-    parts = [np.sort(latency[low:high]) for low, high in itertools.pairwise(edges)]
+    parts = [_succeeded(latency[low:high]) for low, high in itertools.pairwise(edges)]
     for name, q in PERCENTILES.items():
         table[f"{name}_s"] = [percentile(part, q) if part.size else math.nan for part in parts]
     table["max_s"] = [float(part[-1]) if part.size else math.nan for part in parts]
@@ -201,7 +213,7 @@ def _errors(batch: SampleBatch) -> list[ErrorRow]:
             continue
         which = batch.error == kind
         first, last = int(np.argmax(which)), total - 1 - int(np.argmax(which[::-1]))
-        low, high = wilson(count, total)
+        low, high = share_interval(which)
         rows.append(
             ErrorRow(
                 batch.error_classes[kind],

@@ -365,11 +365,19 @@ def stage_label(load: LoadResult) -> str:
 
 def latency_cell(load: LoadResult, name: str) -> tuple[str, str]:
     """The value, and its confidence interval or why there is none."""
-    text = format_duration(load.latency_s[name])
+    value = load.latency_s[name]
+    text = format_duration(value)
     if name in load.latency_ci_s:
         low, high = load.latency_ci_s[name]
         return text, f"{format_duration(low)} … {format_duration(high)}"
-    return text, "" if name == "max" else "sample too small for an interval"
+    return text, "" if name == "max" or math.isinf(value) else "sample too small for an interval"
+
+
+def success_cells(load: LoadResult) -> dict[str, str]:
+    """Latencies of the requests that succeeded alone, by column; empty where all did, since they are the same."""
+    if not load.errors:
+        return {}
+    return {name: format_duration(value) for name, value in load.success_latency_s.items()}
 
 
 @dataclass(frozen=True)
@@ -394,7 +402,7 @@ def beside_rows(run: Run) -> list[BesideRow]:
         if not theirs:
             continue
         figures = [
-            (name, format_duration(load.latency_s[name]), format_duration(value))
+            (name, format_duration((load.success_latency_s or load.latency_s)[name]), format_duration(value))
             for name, value in theirs.items()
             if name != "success"
         ]

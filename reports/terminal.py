@@ -14,7 +14,16 @@ from harness.runstore import Run
 from harness.units import format_duration
 from harness.verdict import Verdict, describe
 from reports.comparisons import ratio_text, title_of, verdict_text
-from reports.tables import CLUSTER_SUITES, COLUMN_TITLES, errors_text, load_title, service_rows, state_of, tally_text
+from reports.tables import (
+    CLUSTER_SUITES,
+    COLUMN_TITLES,
+    errors_text,
+    load_title,
+    service_rows,
+    state_of,
+    success_cells,
+    tally_text,
+)
 
 SHOWN = 12
 QUIET_S = 30.0
@@ -143,11 +152,11 @@ def _stage_lines(load: LoadResult) -> list[str]:
     names = ("p50", "p90", "p99", "p99_9", "max")
     values = ", ".join(f"{COLUMN_TITLES.get(name, name)} {format_duration(load.latency_s[name])}" for name in names)
     rate = f"{load.achieved_rate_per_s:.1f}/s achieved"
-    return [
-        f"{load_title(load)}: {load.requests} requests, {rate}, errors: {errors_text(load)}",
-        f"latency {values}",
-        *streaming_lines(load),
-    ]
+    lines = [f"{load_title(load)}: {load.requests} requests, {rate}, errors: {errors_text(load)}", f"latency {values}"]
+    if cells := success_cells(load):
+        shown = ", ".join(f"{COLUMN_TITLES.get(name, name)} {cells[name]}" for name in names)
+        lines.append(f"of those that succeeded {shown}")
+    return [*lines, *streaming_lines(load)]
 
 
 def streaming_lines(load: LoadResult) -> list[str]:
@@ -173,10 +182,15 @@ def _cluster_lines(checks: list[CheckResult]) -> list[str]:
 
 def _load_line(check: CheckResult) -> str:
     """A load check that did not fail, in the words of somebody who reads it aloud."""
+    if check.outcome is Outcome.UNDECIDED:
+        return f"{check.requirement.removesuffix('.')}: {check.observed}; {check.reason}"
     if check.id == "load.valid":
-        return f"valid: the generator kept to its schedule ({check.observed})"
+        return f"valid: the generator's own delay moved no percentile noticeably ({check.observed})"
     if check.id == "load.answers":
         return f"answers: {check.observed}"
+    if check.id == "load.kept_up":
+        kept = "kept up" if check.outcome is Outcome.PASSED else "did not keep up"
+        return f"{kept}: {check.observed}"
     return f"met {check.requirement.removeprefix('SLO: ')}: {check.observed}"
 
 

@@ -69,6 +69,8 @@ class StageResult:
     """Of streamed answers: ``row`` and ``gap_ns`` of each pause between two events of one answer."""
     start_ns: int = 0
     """The stage's start on this machine's ``time.monotonic_ns``."""
+    limited: int = 0
+    """Requests that waited because all connections that the stage may open were in use."""
     marks: dict[int, str] = field(default_factory=dict)
     """The value of the job's ``mark`` header, by the row's number, where an answer had one."""
 

@@ -1,25 +1,40 @@
-"""Capacity: the highest rate at which a service still meets its objectives."""
+"""Capacity: the highest rate at which a service still meets its objectives.
+
+One trial may be unlucky, and so may two in a row, so that neither is final. A rate that failed is tried again at once,
+and at the end of the search once more; a rate that is found is tried until it has met the objectives ``repeats`` times;
+and where nothing above the rate that failed was ever tried, one that is well above it is: failing should have no end.
+What the answer rests on (how many trials of how many, whether the search came to its end) is part of it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError
 from harness.load.runner import Generators, Progress
+from harness.objectives import Answer, Judged, Seen, joined, judge
 from harness.records import CheckResult, Level, LoadResult, Measurement, Outcome, SampleBatch
-from scenarios.suites.load import Plan, Within, open_generators, run_plan
-from scenarios.suites.load.results import judge_objective
+from harness.slo import with_errors
+from scenarios.suites.load import Plan, StageEnd, Within, open_generators, run_plan
+from scenarios.suites.load.results import LIMITED, kept_up
 
 SUITE = "capacity"
-MOST_TRIALS = 40
+LOWEST = 256
+"""The search goes down to this part of the rate that it began with."""
+PROBE = 1.5
+"""So much above the lowest rate that failed, a last trial looks whether failing has an end."""
+CONFIRMING = 6
+"""Further trials, at most, of a rate that was met each time and in too few requests to say so."""
+MOST_CONNECTIONS = 4096
 
 
 @dataclass(frozen=True)
 class Search:
-    """``plan`` is one trial; its rate is replaced. A rate counts as met when each of ``repeats`` trials met it."""
+    """``plan`` is one trial; its rate is replaced."""
 
     plan: Plan
     start_per_s: float
@@ -27,6 +42,15 @@ class Search:
     tolerance: float = 0.05
     """The search ends when the lowest rate that failed is so much above the highest that was met."""
     repeats: int = 3
+    """Trials that must meet the objectives at the rate that is found. 1 takes every trial as final."""
+
+    @property
+    def budget(self) -> int:
+        """Trials that the search may take: all doublings and halvings, the bisection, and for each rate of it a trial
+        more for luck."""
+        doublings = math.ceil(math.log2(max(self.most_per_s / self.start_per_s, 1))) + int(math.log2(LOWEST))
+        bisections = math.ceil(math.log2(math.log(2) / math.log1p(self.tolerance))) + 1
+        return (doublings + bisections) * 2 + 3 * (self.repeats + CONFIRMING)
 
 
 @dataclass(frozen=True)
@@ -35,35 +59,90 @@ class Trial:
     met: bool
 
 
-def bracket(trials: Sequence[Trial], repeats: int) -> tuple[float | None, float | None]:
-    """The highest rate that was met in all of its repeats, and the lowest above it that failed once."""
-    failed = {trial.rate_per_s for trial in trials if not trial.met}
-    counts: dict[float, int] = {}
+@dataclass(frozen=True)
+class Tried:
+    """The trials of one rate."""
+
+    met: int = 0
+    failed: int = 0
+
+    def state(self, repeats: int) -> bool | None:
+        """Whether the rate is met, as far as is known; None where it must be tried again first. Of several trials most
+        must agree: three failures make a failed rate, or two without one that met, and each failure asks for two that
+        met."""
+        if repeats == 1:
+            return self.failed == 0
+        if self.failed >= 3 or (self.failed == 2 and self.met == 0):
+            return False
+        if self.failed == 0 or self.met > 2 * self.failed:
+            return True
+        return None
+
+    def confirmed(self, repeats: int) -> bool:
+        return self.state(repeats) is True and self.met >= repeats + (2 * self.failed if repeats > 1 else 0)
+
+
+def tried(trials: Sequence[Trial]) -> dict[float, Tried]:
+    found: dict[float, Tried] = {}
     for trial in trials:
-        counts[trial.rate_per_s] = counts.get(trial.rate_per_s, 0) + 1
-    met = [rate for rate, count in counts.items() if count >= repeats and rate not in failed]
-    low = max((rate for rate in met if not any(bad < rate for bad in failed)), default=None)
-    high = min((rate for rate in failed if low is None or rate > low), default=None)
+        before = found.get(trial.rate_per_s, Tried())
+        found[trial.rate_per_s] = Tried(before.met + trial.met, before.failed + (not trial.met))
+    return found
+
+
+def bracket(trials: Sequence[Trial], repeats: int) -> tuple[float | None, float | None]:
+    """The highest rate that is met, as far as is known, and the lowest above it that failed."""
+    states = {rate: count.state(repeats) for rate, count in tried(trials).items()}
+    bad = sorted(rate for rate, state in states.items() if state is False)
+    good = [rate for rate, state in states.items() if state is True]
+    if repeats == 1:  # every trial is final: nothing above one that failed counts
+        good = [rate for rate in good if not bad or rate < bad[0]]
+    low = max(good, default=None)
+    high = next((rate for rate in bad if low is None or rate > low), None)
     return low, high
 
 
+def contradictions(trials: Sequence[Trial], repeats: int) -> list[float]:
+    """Rates that failed below one that was met."""
+    low, _ = bracket(trials, repeats)
+    return sorted(
+        rate
+        for rate, count in tried(trials).items()
+        if low is not None and rate < low and count.state(repeats) is False
+    )
+
+
 def next_rate(trials: Sequence[Trial], search: Search) -> float | None:
-    """The rate to try next; None when the search is over. While everything is met the rate doubles, while nothing is
-    it halves; then the bracket is bisected (geometrically, as rates are)."""
+    """The rate to try next; None when the search is over. While rates are met they double, while none is they halve;
+    then the bracket is bisected (geometrically, as rates are), and what was found is confirmed."""
     if not trials:
         return search.start_per_s
-    last = trials[-1]
-    tried = sum(trial.rate_per_s == last.rate_per_s for trial in trials)
-    if last.met and tried < search.repeats:
-        return last.rate_per_s
+    known, last = tried(trials), trials[-1].rate_per_s
+    if known[last].state(search.repeats) is None:
+        return last
     low, high = bracket(trials, search.repeats)
-    if low is not None and low >= search.most_per_s:
-        return None
     if high is None:
-        return min((low or search.start_per_s) * 2, search.most_per_s)
-    if low is None:
-        return high / 2 if high > search.start_per_s / 256 else None
-    return math.sqrt(low * high) if high > low * (1 + search.tolerance) else None
+        assert low is not None
+        if low < search.most_per_s:
+            return min(low * 2, search.most_per_s)
+    elif low is None:
+        return high / 2 if high > search.start_per_s / LOWEST else None
+    elif high > low * (1 + search.tolerance):
+        return math.sqrt(low * high)
+    if not known[low].confirmed(search.repeats):
+        return low
+    if search.repeats > 1 and high is not None:
+        if _failed_at_once(trials, high):
+            return high
+        if high < search.most_per_s and not any(rate > high for rate in known):
+            return min(high * PROBE, search.most_per_s)
+    return None
+
+
+def _failed_at_once(trials: Sequence[Trial], rate: float) -> bool:
+    """Whether all trials of a rate came in a row, so that one disturbance may be in all of them."""
+    places = [place for place, trial in enumerate(trials) if trial.rate_per_s == rate]
+    return places[-1] - places[0] + 1 == len(places)
 
 
 def knee(points: Sequence[tuple[float, float]]) -> float | None:
@@ -97,6 +176,17 @@ async def capacity(
             yield record
 
 
+@dataclass
+class _Course:
+    """What the search has seen so far."""
+
+    trials: list[Trial] = field(default_factory=list)
+    points: list[tuple[float, float]] = field(default_factory=list)
+    """Rate, and p99 in seconds where there was one."""
+    seen: dict[float, list[Seen]] = field(default_factory=dict)
+    """Of the trials that met the objectives, by rate."""
+
+
 async def _search(
     endpoint: Endpoint,
     search: Search,
@@ -105,71 +195,139 @@ async def _search(
     note: Callable[[str], None],
     generators: Generators,
 ) -> AsyncIterator[LoadResult | SampleBatch | CheckResult | Measurement]:
-    trials: list[Trial] = []
-    points: list[tuple[float, float]] = []
-    while (rate := next_rate(trials, search)) is not None and len(trials) < MOST_TRIALS:
-        name = f"{search.plan.name}-{len(trials) + 1:02d}"
-        plan = replace(search.plan, name=name, rate_per_s=rate, seed=search.plan.seed + len(trials))
-        result: LoadResult | None = None
-        wrong = ""
-        async for record in run_plan(endpoint, plan, samples_name(name), progress, generators, note):
-            if isinstance(record, CheckResult):
-                if record.id == "load.answers" and record.outcome is Outcome.FAILED:
-                    wrong = record.observed
-                continue
-            if isinstance(record, LoadResult):
-                result = record
+    course = _Course()
+    while (rate := next_rate(course.trials, search)) is not None and len(course.trials) < search.budget:
+        async for record in _trial(endpoint, search, rate, course, samples_name, progress, note, generators):
             yield record
-        assert result is not None
-        judged = [judge_objective(objective, result) for objective in plan.objectives]
-        if any(outcome is Outcome.ERROR for outcome, _ in judged):
-            raise MeasurementError(f"{plan.name}: at {rate:.4g}/s the trial is not valid: {result.invalid_reason}")
-        met = not wrong and all(outcome is Outcome.PASSED for outcome, _ in judged)
-        trials.append(Trial(rate, met))
-        points.append((rate, result.latency_s["p99"]))
-        seen = "; ".join(f"{fields['expected']}: {fields['observed']}" for _, fields in judged)
-        note(f"{rate:8.1f}/s {'met' if met else 'not met'}: {wrong or seen}")
-    for conclusion in _conclude(endpoint, search, trials, points):
+    converged = rate is None
+    low, _ = bracket(course.trials, search.repeats)
+    judged: list[Judged] = []
+    if low is not None and converged:
+        judged = _confirm(search, course.seen.get(low, []))
+        for _ in range(CONFIRMING):
+            if all(item.answer is Answer.MET for item in judged) or bracket(course.trials, search.repeats)[0] != low:
+                break
+            note(f"{low:8.1f}/s was met each time, in too few requests to say so; once more")
+            async for record in _trial(endpoint, search, low, course, samples_name, progress, note, generators):
+                yield record
+            judged = _confirm(search, course.seen.get(low, []))
+    for conclusion in _conclude(endpoint, search, course, judged, converged):
         yield conclusion
 
 
+def _confirm(search: Search, stages: Sequence[Seen]) -> list[Judged]:
+    """The objectives over all trials of a rate that met them, as if they were one stage."""
+    together = joined(stages)
+    return [judge(objective, together) for objective in with_errors(search.plan.objectives)]
+
+
+async def _trial(
+    endpoint: Endpoint,
+    search: Search,
+    rate: float,
+    course: _Course,
+    samples_name: Callable[[str], str],
+    progress: Callable[[Progress], None],
+    note: Callable[[str], None],
+    generators: Generators,
+) -> AsyncIterator[LoadResult | SampleBatch]:
+    """One stage at the rate, with more connections where those that it may open were the limit."""
+    number = len(course.trials) + 1
+    name = f"{search.plan.name}-{number:02d}"
+    plan = replace(search.plan, name=name, rate_per_s=rate, seed=search.plan.seed + number - 1)
+    while True:
+        end: StageEnd | None = None
+        kept: list[LoadResult | SampleBatch] = []
+        async for record in run_plan(endpoint, plan, samples_name(name), progress, generators, note):
+            if isinstance(record, StageEnd):
+                end = record
+            elif not isinstance(record, CheckResult):
+                kept.append(record)
+        assert end is not None
+        result = end.result
+        objectives = with_errors(plan.objectives)
+        misses = [objective for objective in objectives if not objective.holds(end.observed(objective))]
+        # Lateness only ever adds: upper bounds on latency that were kept stay kept.
+        unsure = misses or [item for item in plan.objectives if not item.bounds_latency_above]
+        if result.valid or not unsure or end.broken_without_limit(misses):
+            break
+        if not result.invalid_reason.startswith(LIMITED) or plan.connections >= MOST_CONNECTIONS:
+            raise MeasurementError(f"{plan.name}: at {rate:.4g}/s the trial is not valid: {result.invalid_reason}")
+        plan = replace(plan, connections=plan.connections * 4)
+        note(f"{rate:8.1f}/s with {plan.connections} connections: {result.invalid_reason}")
+    for kept_record in kept:
+        yield kept_record
+    overloaded, told, _ = kept_up(plan, end.columns)
+    met = not end.wrong and not misses and overloaded is not Outcome.FAILED
+    course.trials.append(Trial(rate, met))
+    if met:
+        course.seen.setdefault(rate, []).append(end.seen)
+    if math.isfinite(result.latency_s["p99"]):
+        course.points.append((rate, result.latency_s["p99"]))
+    seen = "; ".join(f"{item.text}: {item.describe(end.observed(item))}" for item in objectives)
+    if overloaded is Outcome.FAILED:
+        seen += f"; {told}"
+    wrong = next(iter(end.wrong.values()), "")
+    note(f"{rate:8.1f}/s {'met' if met else 'not met'}: {wrong or seen}")
+
+
 def _conclude(
-    endpoint: Endpoint, search: Search, trials: Sequence[Trial], points: Sequence[tuple[float, float]]
+    endpoint: Endpoint, search: Search, course: _Course, judged: Sequence[Judged], converged: bool
 ) -> list[Measurement | CheckResult]:
+    trials = course.trials
     low, high = bracket(trials, search.repeats)
-    step, service = search.plan.name, endpoint.service
-    objectives = ", ".join(objective.text for objective in search.plan.objectives)
-    requirement = f"There is a rate at which {objectives} is met."
-    common = {"suite": SUITE, "level": Level.MUST, "service": service, "runtime": endpoint.runtime, "step": step}
-    if low is None:
-        tried = min(trial.rate_per_s for trial in trials)
-        return [
-            CheckResult(
-                id="capacity.found",
-                outcome=Outcome.FAILED,
-                requirement=requirement,
-                source="scenario",
-                expected=objectives,
-                observed=f"not met at {tried:.4g}/s, the lowest rate tried",
-                **common,  # type: ignore[arg-type]
-            )
-        ]
-    records: list[Measurement | CheckResult] = [
-        Measurement("capacity", low, "1/s", len(trials), service, step, ci_low=low, ci_high=high)
-    ]
-    bend = knee(points)
-    if bend is not None:
-        records.append(Measurement("capacity.knee", bend, "1/s", len(points), service, step))
-    above = f"failed at {high:.4g}/s" if high is not None else "nothing higher was asked for"
-    observed = f"{low:.4g}/s, met in {search.repeats} of {search.repeats} trials; {above}; {len(trials)} trials"
-    records.append(
-        CheckResult(
-            id="capacity.found",
-            outcome=Outcome.PASSED,
+    step, service, count = search.plan.name, endpoint.service, len(trials)
+    asked = with_errors(search.plan.objectives)
+    texts = ", ".join(objective.text for objective in asked)
+
+    def check(name: str, requirement: str, outcome: Outcome, level: Level = Level.MUST, **fields: Any) -> CheckResult:
+        return CheckResult(
+            id=f"{SUITE}.{name}",
+            suite=SUITE,
+            level=level,
+            outcome=outcome,
+            service=service,
+            runtime=endpoint.runtime,
             requirement=requirement,
             source="scenario",
-            observed=observed,
-            **common,  # type: ignore[arg-type]
+            step=step,
+            **fields,
         )
-    )
+
+    requirement = f"There is a rate at which {texts} is met."
+    if low is None:
+        lowest = min(trial.rate_per_s for trial in trials)
+        seen = f"not met at {lowest:.4g}/s, the lowest of the rates that were tried"
+        return [check("found", requirement, Outcome.FAILED, expected=texts, observed=seen)]
+    records: list[Measurement | CheckResult] = [
+        Measurement("capacity", low, "1/s", count, service, step),
+        Measurement("capacity.converged", float(converged), "", count, service, step),
+    ]
+    if high is not None:
+        records.append(Measurement("capacity.failed_at", high, "1/s", count, service, step))
+    if (bend := knee(course.points)) is not None:
+        records.append(Measurement("capacity.knee", bend, "1/s", len(course.points), service, step))
+    found = tried(trials)[low]
+    above = f"failed at {high:.4g}/s" if high is not None else "nothing higher was asked for"
+    observed = f"{low:.4g}/s, met in {found.met} of {found.met + found.failed} trials; {above}; {count} trials"
+    reason = next((item.reason for item in judged if item.answer is not Answer.MET), "")
+    if not converged:
+        reason = f"the search did not come to its end within {count} trials; begin nearer to the answer"
+    elif not found.confirmed(search.repeats):
+        reason = f"{found.met} of {found.met + found.failed} trials met the objectives at {low:.4g}/s"
+    outcome = Outcome.UNDECIDED if reason else Outcome.PASSED
+    records.append(check("found", requirement, outcome, expected=texts, observed=observed, reason=reason))
+    if search.repeats > 1:
+        below = contradictions(trials, search.repeats)
+        shown = ", ".join(f"{rate:.4g}/s" for rate in below)
+        records.append(
+            check(
+                "monotone",
+                "A rate below one that is met is met as well.",
+                Outcome.FAILED if below else Outcome.PASSED,
+                Level.SHOULD,
+                expected="no rate that failed below one that was met",
+                observed=f"failed at {shown}, and met at {low:.4g}/s" if below else f"none in {count} trials",
+            )
+        )
     return records

@@ -16,7 +16,7 @@ from harness.endpoint import Endpoint
 from harness.golden import read_payload
 from harness.records import CheckResult, LoadResult, Measurement, Outcome
 from harness.slo import parse_slo
-from scenarios.suites.capacity import Search, Trial, bracket, capacity, knee, next_rate
+from scenarios.suites.capacity import Search, Trial, bracket, capacity, contradictions, knee, next_rate
 from scenarios.suites.load import Plan
 from tests.helpers import read_request, scripted_server
 from tests.scenarios.test_load_answers import REQUEST, infer_answer
@@ -58,9 +58,42 @@ def test_service_that_holds_nothing_ends_the_search() -> None:
     assert high is not None
 
 
-def test_rate_that_failed_once_is_not_met_and_nothing_above_it_counts() -> None:
-    trials = [Trial(10, True), Trial(10, True), Trial(20, True), Trial(20, False), Trial(40, True), Trial(40, True)]
-    assert bracket(trials, 2) == (10, 20)
+def test_a_single_failure_is_tried_again_and_two_make_a_failed_rate() -> None:
+    wanted = search(repeats=3)
+    trials = [Trial(10, True), Trial(20, False)]
+    assert next_rate(trials, wanted) == 20
+    assert bracket([*trials, Trial(20, False)], 3) == (10, 20)
+    lucky = [*trials, Trial(20, True), Trial(20, True)]
+    assert next_rate(lucky, wanted) == 20, "one of three failed: not enough to say"
+    assert bracket([*lucky, Trial(20, True)], 3) == (20, None)
+
+
+def test_rate_that_failed_at_once_is_tried_again_at_the_end() -> None:
+    """A disturbance may outlast two trials."""
+    wanted = search(repeats=3, tolerance=0.5)
+    trials = [Trial(10, True), Trial(20, False), Trial(20, False), Trial(14, True), Trial(14, True), Trial(14, True)]
+    assert next_rate(trials, wanted) == 20
+    assert next_rate([*trials, Trial(20, True)], wanted) == 20
+
+
+def test_rate_above_all_that_failed_is_looked_at_once() -> None:
+    wanted = search(repeats=3, tolerance=0.9)
+    trials = [Trial(10, True), Trial(20, False), Trial(20, False), Trial(10, True), Trial(10, True), Trial(20, False)]
+    wanted = search(repeats=3, tolerance=1.0 - 1e-9)
+    found = [*trials]
+    while (rate := next_rate(found, wanted)) is not None and rate <= 20:
+        found.append(Trial(rate, rate <= 14))
+    assert rate == 30
+    assert contradictions([*found, *[Trial(30, True)] * 3], 3) == [20]
+
+
+def test_single_trials_are_final_where_one_is_asked_for() -> None:
+    trials = [Trial(10, True), Trial(20, False), Trial(40, True)]
+    assert bracket(trials, 1) == (10, 20)
+
+
+def test_budget_covers_the_whole_way_up() -> None:
+    assert simulate(50_000.0, search(most_per_s=100_000.0, repeats=3))[2] <= search(most_per_s=1e5, repeats=3).budget
 
 
 def test_knee_is_where_the_curve_bends() -> None:
@@ -95,7 +128,9 @@ async def test_capacity_of_a_server_of_known_speed(tmp_path: Path) -> None:
     assert check.outcome is Outcome.PASSED
     measured = next(record for record in records if isinstance(record, Measurement) and record.name == "capacity")
     assert 65 <= measured.value <= 105, notes
-    assert measured.ci_high is not None
+    assert measured.ci_high is None, "the rate above it that failed is no confidence interval"
+    failed_at = next(record for record in records if isinstance(record, Measurement) and "failed_at" in record.name)
+    assert measured.value < failed_at.value <= 1.2 * measured.value
     trials = [record for record in records if isinstance(record, LoadResult)]
     assert len(trials) == len(notes) >= 5
     assert len({trial.step for trial in trials}) == len(trials)

@@ -23,7 +23,7 @@ from harness.units import format_duration
 from scenarios.suites.autoscaling import analysis
 from scenarios.suites.autoscaling.analysis import Watched
 from scenarios.suites.judging import Judge
-from scenarios.suites.load import Plan, run_plan
+from scenarios.suites.load import Plan, StageEnd, run_plan
 
 SUITE = "autoscaling"
 POLL_S = 0.25
@@ -98,8 +98,10 @@ class _Suite:
             generators = LocalGenerators(self.course.plan.processes, control)
             plan, endpoint = self.course.plan, self.deployed.endpoint
             async for record in run_plan(
-                endpoint, plan, self.samples_name, self.progress, generators, lambda text: None
+                endpoint, plan, self.samples_name, self.progress, generators, lambda text: None, again=False
             ):
+                if isinstance(record, StageEnd):
+                    continue
                 if isinstance(record, SampleBatch):
                     self.batch = record
                 elif isinstance(record, LoadResult):

@@ -11,15 +11,16 @@ import numpy as np
 from harness.comparison import QUANTILES
 from harness.errors import MeasurementError
 from harness.load.runner import Generators, LocalGenerators, Progress, WorkerError
-from harness.records import LoadResult, Outcome, SampleBatch
+from harness.records import LoadResult, SampleBatch
+from harness.slo import with_errors
 from harness.stats import percentile
 from scenarios.suites.canary.counters import read
-from scenarios.suites.capacity import MOST_TRIALS, Search, Trial, bracket, next_rate
+from scenarios.suites.capacity import Search, Trial, bracket, next_rate
 from scenarios.suites.compare.contenders import Comparing, Contender, Present, Taken
 from scenarios.suites.compare.usage import Meter
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import build_job, wrong_answers
-from scenarios.suites.load.results import batch_of, judge_objective, summarize_stage
+from scenarios.suites.load.results import batch_of, summarize_stage
 
 ATTEMPTS = 3
 """A block that this machine has disturbed is taken again so often."""
@@ -113,16 +114,18 @@ class Blocks:
         search = Search(contender.plan, begin, MOST_PER_S, self.wanted.tolerance, repeats=1)
         trials: list[Trial] = []
         block = Block({}, [])
-        while (rate := next_rate(trials, search)) is not None and len(trials) < MOST_TRIALS:
+        while (rate := next_rate(trials, search)) is not None and len(trials) < search.budget:
             name = f"{self.step}-{number:03d}-{contender.name}-{len(trials) + 1:02d}"
-            seed = contender.plan.seed + round_ * MOST_TRIALS + len(trials)
+            seed = contender.plan.seed + round_ * search.budget + len(trials)
             result, batch, wrong = await self._stage(
                 present, replace(contender.plan, name=name, rate_per_s=rate, seed=seed), taken
             )
-            outcomes = [judge_objective(objective, result)[0] for objective in contender.plan.objectives]
-            if Outcome.ERROR in outcomes:
+            objectives = with_errors(contender.plan.objectives)
+            met = [objective.met(result) for objective in objectives]
+            if not result.valid:
                 raise MeasurementError(f"{name}: at {rate:.4g}/s the trial is not valid: {result.invalid_reason}")
-            trials.append(Trial(rate, not wrong and all(outcome is Outcome.PASSED for outcome in outcomes)))
+            # A trial says what it saw: chance hits all variants alike, and the blocks' spread tells of it.
+            trials.append(Trial(rate, not wrong and all(met)))
             block.batches.append(batch)
             block.add(result, wrong)
         low, _ = bracket(trials, 1)

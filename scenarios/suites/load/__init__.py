@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,9 +21,18 @@ from harness.load.runner import Generators, LocalGenerators, Progress, WorkerErr
 from harness.records import CheckResult, LoadResult, SampleBatch
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import build_job, encode, wrong_answers
-from scenarios.suites.load.results import STEADY_WINDOWS, batch_of, is_steady, judge, summarize_stage
+from scenarios.suites.load.results import (
+    LATE,
+    STEADY_WINDOWS,
+    StageEnd,
+    batch_of,
+    is_steady,
+    judge,
+    seen_of,
+    summarize_stage,
+)
 
-__all__ = ["Plan", "Within", "load", "open_generators", "run_plan"]
+__all__ = ["Plan", "StageEnd", "Within", "load", "open_generators", "run_plan"]
 STEADY_PIECES = 10
 SEARCH_PIECE_S = 2.0
 SEARCH_GAIN = 0.03
@@ -79,7 +88,8 @@ async def load(
     """One stage, by generators of its own; raises as ``run_plan`` does."""
     async with open_generators(plan, note, within) as generators:
         async for record in run_plan(endpoint, plan, samples_name, progress, generators, note):
-            yield record
+            if not isinstance(record, StageEnd):
+                yield record
 
 
 async def run_plan(
@@ -89,9 +99,13 @@ async def run_plan(
     progress: Callable[[Progress], None],
     generators: Generators,
     note: Callable[[str], None],
-) -> AsyncIterator[LoadResult | SampleBatch | CheckResult]:
-    """Raises UnreachableError when the service does not answer before the stage, MeasurementError when nothing could
-    be measured."""
+    again: bool = True,
+) -> AsyncIterator[LoadResult | SampleBatch | StageEnd | CheckResult]:
+    """``again``: a stage that this machine has disturbed is taken a second time, and both are said.
+
+    Raises UnreachableError when the service does not answer before the stage, MeasurementError when nothing could be
+    measured.
+    """
     due = plan.due_ns() if plan.open_loop else None
     encoded = await encode(endpoint, plan)
     job = build_job(endpoint, plan, encoded)
@@ -102,24 +116,38 @@ async def run_plan(
             clients = await _most_throughput(plan, job, bodies, progress, generators, note)
             plan, job = replace(plan, concurrency=clients), replace(job, concurrency=clients)
         warmed_s = await _warm_up(plan, job, bodies, progress, generators) if plan.warmup_s is None else 0.0
-        stage = await generators.run(job, bodies, due, progress)
+        taken_again = ""
+        while True:
+            stage = await generators.run(job, bodies, due, progress)
+            wrong = wrong_answers(plan.protocol, stage, encoded, job.cycle)
+            columns = _with_wrong(stage.columns, wrong)
+            batch = batch_of(endpoint, plan, columns)
+            if not len(batch):
+                raise MeasurementError(f"{plan.name}: the stage ended before its warm-up did; nothing was measured")
+            result = summarize_stage(endpoint, plan, columns, batch, stage, samples_name, warmed_s, generators.count)
+            if taken_again or not again or not (plan.open_loop and result.invalid_reason.startswith(LATE)):
+                break
+            taken_again = result.invalid_reason
+            note(f"{plan.name} is taken again, once: {taken_again}")
     except WorkerError as error:
         raise MeasurementError(f"{plan.name}: {error}") from error
-    wrong = wrong_answers(plan.protocol, stage, encoded, job.cycle)
-    columns = stage.columns
-    if wrong:
-        errors = columns["error"].copy()
-        errors[np.isin(columns["row"], list(wrong))] = WRONG_ANSWER
-        columns = {**columns, "error": errors}
-    batch = batch_of(endpoint, plan, columns)
-    if not len(batch):
-        raise MeasurementError(f"{plan.name}: the stage ended before its warm-up did; nothing was measured")
-    result = summarize_stage(endpoint, plan, columns, batch, stage, samples_name, warmed_s, generators.count)
+    result = replace(result, taken_again=taken_again)
     yield batch
     yield result
+    end = StageEnd(plan, result, seen_of(plan, columns, batch, stage), columns, batch, wrong)
+    yield end
     elapsed = round(time.monotonic() - started, 3)
-    for check in judge(endpoint, plan, result, wrong, encoded, job.cycle, elapsed):
+    for check in judge(endpoint, end, encoded, job.cycle, elapsed):
         yield check
+
+
+def _with_wrong(columns: dict[str, Any], wrong: Mapping[int, str]) -> dict[str, Any]:
+    """A wrong answer is an error."""
+    if not wrong:
+        return columns
+    errors = columns["error"].copy()
+    errors[np.isin(columns["row"], list(wrong))] = WRONG_ANSWER
+    return {**columns, "error": errors}
 
 
 async def _warm_up(

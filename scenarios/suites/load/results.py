@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.columns import let_go, pieces
+from harness.dependence import percentile_intervals, share_interval
 from harness.endpoint import Endpoint
 from harness.load.recording import ERRORS, count_errors
 from harness.load.runner import StageResult
+from harness.objectives import Answer, Seen
+from harness.objectives import judge as judge_seen
 from harness.records import CheckResult, Exchange, Level, LoadResult, Outcome, SampleBatch
-from harness.slo import Objective
-from harness.stats import goodput, percentile_intervals, summarize, wilson
+from harness.slo import DEFAULT_ERRORS, Objective, with_errors
+from harness.stats import goodput, summarize
+from harness.stats import percentile_intervals as independent_intervals
 from harness.units import format_duration
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import Encoded
@@ -23,6 +29,12 @@ SUITE = "load"
 LAG_SHARE, LAG_FLOOR_S = 0.05, 0.0005
 """A reported percentile may owe the generator's lateness a twentieth of itself, or half a millisecond."""
 CPU_LIMIT = 0.95
+LATE, LIMITED = "generator-bound:", "connection-bound:"
+"""How the reasons begin for which a stage is not valid, and a second try, or a second look, may help."""
+RATE_PIECES = 128
+MANY_WAIT, RISING = 0.05, 1.3
+"""An overloaded service leaves so great a share waiting at the end, and so many times what waited half-way."""
+OUTCOMES = {Answer.MET: Outcome.PASSED, Answer.NOT_MET: Outcome.FAILED, Answer.UNDECIDED: Outcome.UNDECIDED}
 STEADY_WINDOWS, STEADY_TOLERANCE = 3, 0.1
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -75,17 +87,18 @@ def summarize_stage(
     start, end = measured_window(plan)
     seconds = (end - start) / 1e9
     completed = _completed(columns, start, end)
-    failed = batch.error != 0
+    failed = batch.failed
     errors = int(failed.sum())
     bounds = [objective for objective in plan.objectives if objective.bounds_latency_above]
     latency = batch.latency_s
     goodputs = {item.text: goodput(latency, failed, item.threshold, seconds) for item in bounds}
+    intervals, error_interval = percentile_intervals(latency), share_interval(failed)
     latency.sort()
-    from_dispatch = batch.from_dispatch_s
-    from_dispatch.sort()
+    fine = latency[: latency.size - errors]
     unsteady = "the service did not become steady while it was warmed up" if warmed_s is None else ""
-    reason = unsteady or invalid_reason(plan, latency, from_dispatch, stage)
-    del from_dispatch  # long samples are large
+    sent = bool((batch.dispatched_ns >= 0).any())
+    reason = unsteady or invalid_reason(plan, fine, batch.from_dispatch_s, stage, sent)
+    reason = reason or limited_reason(plan, batch, stage)
     return LoadResult(
         service=endpoint.service,
         step=plan.name,
@@ -104,10 +117,11 @@ def summarize_stage(
         goodput_per_s=goodputs,
         streaming=_streaming(columns, stage, start, end, seconds),
         latency_s=summarize(latency),
-        latency_ci_s=percentile_intervals(latency),
+        success_latency_s=_summary(fine),
+        latency_ci_s=intervals,
         service_time_s=_summary(batch.service_time_s),
         send_lag_s=_summary(batch.send_lag_s),
-        error_rate_ci=wilson(errors, len(batch)),
+        error_rate_ci=error_interval,
         generator_cpu=round(stage.cpu, 4),
         generator_stall_s=round(stage.stall_s, 6),
         generators=generators,
@@ -117,6 +131,7 @@ def summarize_stage(
         samples=samples_name,
         seed=plan.seed,
         started_s=stage.start_ns / 1e9 if stage.start_ns else None,
+        limited=stage.limited,
     )
 
 
@@ -126,16 +141,69 @@ def _streaming(
     """An event counts as a token: that is what servers send, one an event, but for the first and the last."""
     if "events" not in columns:
         return {}
-    measured = (columns["due_ns"] >= start) & (columns["due_ns"] <= end)
+    measured = _measured_rows(columns, start, end)
     begun = measured & (columns["first_event_ns"] >= 0)
     total = int(columns["events"][measured].sum())
-    gaps = stage.gaps["gap_ns"][np.isin(stage.gaps["row"], columns["row"][measured])] / 1e9
     answers = max(int(begun.sum()), 1)
     return {
-        "ttft_s": _summary((columns["first_event_ns"][begun] - columns["due_ns"][begun]) / 1e9),
-        "gap_s": _summary(gaps),
+        "ttft_s": _summary(_ttft_s(columns, measured)),
+        "gap_s": _summary(_gaps_s(columns, stage, measured)),
         "tokens": {"total": float(total), "per_s": total / seconds, "per_answer": total / answers},
     }
+
+
+def _measured_rows(columns: Columns, start: int, end: int) -> npt.NDArray[np.bool_]:
+    found: npt.NDArray[np.bool_] = (columns["due_ns"] >= start) & (columns["due_ns"] <= end)
+    return found
+
+
+def _ttft_s(columns: Columns, measured: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """A row a request; infinite where no token came, and where the request failed."""
+    first, due = columns["first_event_ns"][measured], columns["due_ns"][measured]
+    lost = (first < 0) | (columns["error"][measured] != 0)
+    return np.where(lost, np.inf, (first - due) / 1e9)
+
+
+def _gaps_s(columns: Columns, stage: StageResult, measured: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Between the tokens of the answers that were measured, in the order of their requests."""
+    inside = np.isin(stage.gaps["row"], columns["row"][measured])
+    rows, gaps = stage.gaps["row"][inside], stage.gaps["gap_ns"][inside] / 1e9
+    ordered: npt.NDArray[np.float64] = gaps[np.argsort(rows, kind="stable")]
+    return ordered
+
+
+def seen_of(plan: Plan, columns: Columns, batch: SampleBatch, stage: StageResult) -> Seen:
+    """What the stage gives its objectives to judge."""
+    start, end = measured_window(plan)
+    seconds = (end - start) / 1e9
+    ttft = gaps = None
+    if "events" in columns:
+        measured = _measured_rows(columns, start, end)
+        ttft, gaps = _ttft_s(columns, measured), _gaps_s(columns, stage, measured)
+        lost = int(np.count_nonzero(columns["error"][measured]))
+        gaps = np.concatenate([gaps, np.full(lost, np.inf)])
+    rates = None
+    if not plan.open_loop:
+        edges = np.linspace(start, end, RATE_PIECES + 1)
+        fine = columns["error"] == 0
+        rates = np.histogram(columns["done_ns"][fine], edges)[0] / (seconds / RATE_PIECES)
+    return Seen(
+        latency_s=batch.latency_s,
+        failed=batch.failed,
+        length_s=seconds,
+        rate_per_s=_completed(columns, start, end) / seconds,
+        rates_per_s=rates,
+        ttft_s=ttft,
+        gap_s=gaps,
+    )
+
+
+def without_limit(seen: Seen, batch: SampleBatch) -> Seen:
+    """The same requests as if none had waited for a connection: those that never got one are left out, since nobody
+    knows what they would have met."""
+    sent = batch.sent_ns >= 0
+    times = np.where(batch.failed, np.inf, (batch.done_ns - batch.sent_ns) / 1e9)
+    return replace(seen, latency_s=times[sent], failed=batch.failed[sent], ttft_s=None, gap_s=None)
 
 
 def _completed(columns: Columns, start_ns: int, end_ns: int) -> int:
@@ -154,9 +222,14 @@ def _summary(values: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 def invalid_reason(
-    plan: Plan, latency_s: npt.NDArray[np.float64], from_dispatch_s: npt.NDArray[np.float64], stage: StageResult
+    plan: Plan,
+    latency_s: npt.NDArray[np.float64],
+    from_dispatch_s: npt.NDArray[np.float64],
+    stage: StageResult,
+    sent: bool = True,
 ) -> str:
-    """Why the result must not be believed; empty when it may be. Both samples are ascending.
+    """Why the result must not be believed; empty when it may be. Both samples are of requests that succeeded; ``sent``
+    tells whether any request was sent at all.
 
     The generator's lateness is in every latency. It matters where it moves a percentile out of that percentile's own
     confidence interval, and noticeably; the percentile then says as much about this machine as about the server.
@@ -168,33 +241,106 @@ def invalid_reason(
             f"generator-bound: it used {stage.cpu:.0%} of a core, so the server may be faster than what was measured;"
             " give it more --processes or fewer clients"
         )
-    if from_dispatch_s.size == 0:
+    if not sent or (latency_s.size and not from_dispatch_s.size):
         return "generator-bound: no request was sent"
-    with_lag, without = summarize(latency_s), summarize(from_dispatch_s)
-    for name, (low, _) in percentile_intervals(latency_s).items():
-        moved = with_lag[name] - without[name]
-        if without[name] < low and moved > max(LAG_SHARE * with_lag[name], LAG_FLOOR_S):
-            return (
-                f"generator-bound: send lag moved {name} from {format_duration(without[name])}"
-                f" to {format_duration(with_lag[name])}; lower the rate or give the generator a core of its own"
-            )
+    if moved := _moved(latency_s, from_dispatch_s):
+        return f"{LATE} send lag moved {moved}; lower the rate or give the generator a core of its own"
     return ""
 
 
+def limited_reason(plan: Plan, batch: SampleBatch, stage: StageResult) -> str:
+    """Why waiting for one of the connections that the stage may open makes the result one of the generator; empty where
+    it does not. A closed loop has one for each client."""
+    if not stage.limited or not plan.open_loop:
+        return ""
+    never = int(np.count_nonzero((batch.sent_ns < 0) & (batch.dispatched_ns >= 0)))
+    moved = _moved(batch.from_dispatch_s, batch.service_time_s)
+    if not never and not moved:
+        return ""
+    what = f"{never} requests never got one" if never else f"waiting for one moved {moved}"
+    return (
+        f"{LIMITED} all {plan.connections} connections that the stage may open were in use for {stage.limited}"
+        f" requests, and {what}; raise --connections ('connections' in a scenario) or lower the rate"
+    )
+
+
+def _moved(with_it: npt.NDArray[np.float64], without: npt.NDArray[np.float64]) -> str:
+    """Which percentile a delay has moved noticeably, and from where to where; empty for none. Sorts both in place."""
+    with_it.sort()
+    without.sort()
+    if not with_it.size or not without.size:
+        return ""
+    moved, still = summarize(with_it), summarize(without)
+    for name, (low, _) in independent_intervals(with_it).items():
+        if still[name] < low and moved[name] - still[name] > max(LAG_SHARE * moved[name], LAG_FLOOR_S):
+            return f"{name} from {format_duration(still[name])} to {format_duration(moved[name])}"
+    return ""
+
+
+def kept_up(plan: Plan, columns: Columns) -> tuple[Outcome, str, str]:
+    """Whether an open loop's service answered as fast as it was asked: outcome, what was seen, and why it is undecided.
+
+    A service that does not has more and more requests waiting: more at the end of the window than in its middle. What
+    waits in a queue that is merely busy rises and falls by chance, by some square root of the requests.
+    """
+    start, end = measured_window(plan)
+    due, done = columns["due_ns"], columns["done_ns"]
+
+    def waiting(at_ns: int) -> int:
+        return int(np.searchsorted(due, at_ns)) - sum(
+            int(np.count_nonzero(done[part] < at_ns)) for part in pieces(done.size)
+        )
+
+    asked = int(np.searchsorted(due, end)) - int(np.searchsorted(due, start))
+    middle, last = waiting((start + end) // 2), waiting(end)
+    let_go(due, done)
+    seconds = (end - start) / 1e9
+    ended = asked + waiting(start) - last
+    seen = f"{asked / seconds:.1f}/s were due and {ended / seconds:.1f}/s ended; {last} waited when the stage ended"
+    if last < MANY_WAIT * asked or last < RISING * max(middle, 1):
+        return Outcome.PASSED, seen, ""
+    if last >= 4 * math.sqrt(asked):
+        return Outcome.FAILED, f"{seen}, {middle} half-way", ""
+    needed = math.ceil((4 * asked / last) ** 2)
+    longer = f"a stage of {format_duration(seconds * needed / asked)} would decide it"
+    return Outcome.UNDECIDED, f"{seen}, {middle} half-way", f"the service may be overloaded, or was by chance; {longer}"
+
+
+@dataclass(frozen=True)
+class StageEnd:
+    """What is judged of a stage: its result, and what only its samples can tell."""
+
+    plan: Plan
+    result: LoadResult
+    seen: Seen
+    columns: Columns
+    """Warm-up included."""
+    batch: SampleBatch
+    wrong: dict[int, str]
+    """What is wrong with inspected answers, by row."""
+
+    def observed(self, objective: Objective) -> float:
+        return objective.observed(self.result)
+
+    def broken_without_limit(self, objectives: Sequence[Objective]) -> bool:
+        """Whether one of them is broken even without the time that requests waited for a connection."""
+        if not self.result.invalid_reason.startswith(LIMITED):
+            return False
+        alone = without_limit(self.seen, self.batch)
+        bounds = [item for item in objectives if item.upper and item.kind in ("latency", "errors")]
+        return any(judge_seen(item, alone).answer is Answer.NOT_MET for item in bounds)
+
+
 def judge(
-    endpoint: Endpoint,
-    plan: Plan,
-    result: LoadResult,
-    wrong: dict[int, str],
-    encoded: Sequence[Encoded],
-    cycle: Sequence[int],
-    elapsed_s: float,
+    endpoint: Endpoint, end: StageEnd, encoded: Sequence[Encoded], cycle: Sequence[int], elapsed_s: float
 ) -> list[CheckResult]:
-    def check(name: str, requirement: str, outcome: Outcome, **fields: Any) -> CheckResult:
+    plan, result, wrong = end.plan, end.result, end.wrong
+
+    def check(name: str, requirement: str, outcome: Outcome, level: Level = Level.MUST, **fields: Any) -> CheckResult:
         return CheckResult(
             id=f"{SUITE}.{name}",
             suite=SUITE,
-            level=Level.MUST,
+            level=level,
             outcome=outcome,
             service=endpoint.service,
             runtime=endpoint.runtime,
@@ -206,23 +352,35 @@ def judge(
             **fields,
         )
 
+    lag = f"send lag p99 {format_duration(result.send_lag_s['p99'])}" if result.send_lag_s else "nothing sent"
+    if result.taken_again:
+        lag += f"; taken again, since a first try was disturbed: {result.taken_again}"
     checks = [
         check(
             "valid",
-            "The generator kept to its schedule, so that the percentiles are the server's.",
+            "No percentile owes noticeably much to the generator's own delay.",
             Outcome.PASSED if result.valid else Outcome.ERROR,
-            observed=f"send lag p99 {format_duration(result.send_lag_s['p99'])}"
-            if result.send_lag_s
-            else "nothing sent",
+            observed=lag,
             reason=result.invalid_reason,
         )
     ]
     requirement = f"Inspected answers (one in {plan.check_every}) carry their request's id and the right numbers."
     outcome, fields = _answers(plan, result, wrong, encoded, cycle)
     checks.append(check("answers", requirement, outcome, **fields))
-    for objective in plan.objectives:
-        outcome, fields = judge_objective(objective, result)
-        checks.append(check(f"slo.{objective.metric}", f"SLO: {objective.text}", outcome, **fields))
+    if plan.open_loop and result.valid:
+        outcome, told, reason = kept_up(plan, end.columns)
+        steady = not plan.segments and plan.trace is None
+        level = Level.MUST if steady and outcome is Outcome.FAILED else Level.SHOULD
+        text = {"expected": "no more and more requests that wait", "observed": told, "reason": reason}
+        checks.append(check("kept_up", "The service answers as fast as it is asked.", outcome, level, **text))
+    for objective in with_errors(plan.objectives):
+        outcome, fields = judge_objective(objective, end)
+        level, words = Level.MUST, f"SLO: {objective.text}"
+        if objective is DEFAULT_ERRORS:
+            words += " (the default: the stage names none for errors)"
+            # Nobody asked for so long a stage, and nothing has failed in it.
+            level = Level.SHOULD if outcome is Outcome.UNDECIDED and not result.errors else level
+        checks.append(check(f"slo.{objective.metric}", words, outcome, level, **fields))
     return checks
 
 
@@ -250,12 +408,19 @@ def _answers(
     return Outcome.PASSED, {"observed": observed}
 
 
-def judge_objective(objective: Objective, result: LoadResult) -> tuple[Outcome, dict[str, str]]:
-    outcome, reason = Outcome.PASSED if objective.met(result) else Outcome.FAILED, ""
-    # Lateness only ever adds: a bound from above that was kept with it would have been kept without it.
-    if not result.valid and not (outcome is Outcome.PASSED and objective.bounds_latency_above):
-        outcome, reason = Outcome.ERROR, f"not judged: {result.invalid_reason}"
-    observed = objective.describe(objective.observed(result))
+def judge_objective(objective: Objective, end: StageEnd) -> tuple[Outcome, dict[str, str]]:
+    """What the stage says of an objective, and the fields of its check."""
+    result, judged = end.result, judge_seen(objective, end.seen)
+    fields = {"expected": objective.text, "observed": judged.observed, "reason": judged.reason}
     if interval := result.latency_ci_s.get(objective.metric):
-        observed += f" (95 % CI {format_duration(interval[0])} to {format_duration(interval[1])})"
-    return outcome, {"expected": objective.text, "observed": observed, "reason": reason}
+        fields["observed"] += f" (95 % CI {format_duration(interval[0])} to {format_duration(interval[1])})"
+    # Lateness only ever adds: a bound from above that was kept with it would have been kept without it.
+    if result.valid or (judged.answer is Answer.MET and objective.bounds_latency_above):
+        return OUTCOMES[judged.answer], fields
+    if end.broken_without_limit([objective]):
+        # With fewer requests at once than were asked for, it was broken all the same.
+        return Outcome.FAILED, {
+            **fields,
+            "observed": f"{judged.observed}, without waiting for a connection as well",
+        }
+    return Outcome.ERROR, {**fields, "reason": f"not judged: {result.invalid_reason}"}
