@@ -63,7 +63,8 @@ def _write(run: Run, load: LoadResult, form: Format, file: IO[bytes]) -> None:
 
 def write_csv(batch: SampleBatch, file: IO[bytes]) -> None:
     """A heading and a row a request, in the order of the due times. Moments are nanoseconds from the start of the stage
-    and empty where they never came; ``latency_s`` counts from the due time; ``error`` is a class, empty for none."""
+    and empty where they never came; ``latency_s`` counts from the due time, and is empty where the request failed;
+    ``error`` is a class, empty for none."""
     import numpy as np
     import pandas as pd
 
@@ -78,7 +79,7 @@ def write_csv(batch: SampleBatch, file: IO[bytes]) -> None:
         table = pd.DataFrame(
             {
                 **moments,
-                "latency_s": (batch.done_ns[part] - batch.due_ns[part]) / 1e9,
+                "latency_s": np.where(batch.error[part] == 0, (batch.done_ns[part] - batch.due_ns[part]) / 1e9, np.nan),
                 "status": batch.status[part],
                 "bytes": batch.bytes[part],
                 "error": classes[batch.error[part]],

@@ -95,8 +95,11 @@ def share_interval(happened: Flags, confidence: float = 0.95) -> tuple[float, fl
     n = int(happened.size)
     if n == 0:
         return 0.0, 1.0
-    tau = min(_careful(correlation_time(happened), n, 1.5, 1.0), float(n))
-    return share_bounds(float(np.count_nonzero(happened)) / tau, n / tau, (1 - confidence) / 2)
+    count, tau = int(np.count_nonzero(happened)), 1.0
+    if count >= FEW:
+        tau = correlation_time(happened)
+        tau = min(_careful(tau, n, 1.5, tau), float(n))
+    return share_bounds(count / tau, n / tau, (1 - confidence) / 2)
 
 
 def percentile_intervals(latency_s: Samples, confidence: float = 0.95) -> dict[str, tuple[float, float]]:

@@ -140,9 +140,9 @@ def next_rate(trials: Sequence[Trial], search: Search) -> float | None:
 
 
 def _failed_at_once(trials: Sequence[Trial], rate: float) -> bool:
-    """Whether all trials of a rate came in a row, so that one disturbance may be in all of them."""
+    """Whether a rate has two trials, one after the other, so that one disturbance may be in both."""
     places = [place for place, trial in enumerate(trials) if trial.rate_per_s == rate]
-    return places[-1] - places[0] + 1 == len(places)
+    return len(places) == 2 and places[1] == places[0] + 1
 
 
 def knee(points: Sequence[tuple[float, float]]) -> float | None:

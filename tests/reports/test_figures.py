@@ -163,14 +163,14 @@ def test_every_number_of_a_stage_comes_out_of_pandas_too(directory: Path, sample
 
 def test_intervals_of_percentiles_hold_what_they_promise(directory: Path, samples: pd.DataFrame) -> None:
     """By resampling: at least 95 % of bootstrap percentiles lie in the interval, within what 2000 resamples tell, and
-    it is no wider than a handful of standard deviations. What has no end has no interval."""
+    it is no wider than ten standard deviations. What has no end has no interval."""
     load, latency = load_of(directory), latency_of(samples).to_numpy()
     drawn = np.sort(np.random.default_rng(1).choice(latency, size=(2000, latency.size)), axis=1)
     for name in ("p50", "p90"):
         low, high = load["latency_ci_s"][name]
         found = drawn[:, math.ceil(QUANTILES[name] * latency.size) - 1]
         assert np.mean((found >= low) & (found <= high)) >= 0.93, name
-        assert high - low <= 8 * found.std(), name
+        assert high - low <= 10 * found.std(), name
     assert "p99" not in load["latency_ci_s"]
 
 
@@ -217,7 +217,7 @@ def test_counts_of_checks_are_those_of_the_records(directory: Path) -> None:
     page = (directory / "report.html").read_text()
     passed = sum(line["outcome"] == "passed" for line in lines)
     failed = sum(line["outcome"] in ("failed", "error") for line in lines)
-    assert (passed, failed) == (4, 1), "the p99 of 2.98 ms is above its 2 ms"
+    assert (passed, failed) == (5, 1), "of half of the requests the latency is above the 2 ms of the p99"
     assert f"<div><b>{passed}</b>checks passed</div>" in page
     assert f"<div><b>{failed}</b>decide against</div>" in page
     xml = junit(read_run(directory), write_reports(directory))
@@ -235,7 +235,8 @@ def test_samples_as_csv_are_the_same_samples(directory: Path, samples: pd.DataFr
     for name in ("due_ns", "dispatched_ns", "sent_ns", "done_ns", "status", "bytes"):
         assert table[name].tolist() == samples[name].tolist()
     assert table["first_byte_ns"].isna().sum() == (samples["first_byte_ns"] < 0).sum() == 24
-    assert table["latency_s"].to_numpy() == pytest.approx(latency_of(samples).to_numpy())
+    latency = table["latency_s"].fillna(math.inf).to_numpy()
+    assert latency == pytest.approx(latency_of(samples).to_numpy()), "a request that failed has none"
     assert table["error"].fillna("").tolist() == [ERRORS[kind] for kind in samples["error"]]
     copied = servecert("samples", str(directory), "1-load-svc", "--format", "parquet", "--out", str(tmp_path / "copy"))
     assert copied.returncode == 0
@@ -260,7 +261,7 @@ def test_plots_draw_the_samples(directory: Path, samples: pd.DataFrame) -> None:
     batch = run.samples(load)
     assert batch is not None
     one, latency = view(load, batch, run.events), latency_of(samples)
-    assert one.bar_counts.sum() == len(samples)
+    assert one.bar_counts.sum() == (samples["error"] == 0).sum()
     for low, high, count in zip(one.bar_edges_s, one.bar_edges_s[1:], one.bar_counts, strict=False):
         assert count == ((latency >= low) & (latency < high)).sum()
     for share, value in zip(one.curve_share, one.curve_s, strict=True):
@@ -268,7 +269,8 @@ def test_plots_draw_the_samples(directory: Path, samples: pd.DataFrame) -> None:
     assert one.bins.errors.sum() == (samples["error"] != 0).sum()
     seconds = len(samples) / RATE
     assert float(np.mean(one.bins.due_per_s)) == pytest.approx(len(samples) / seconds, rel=0.01)
-    assert one.bins.max_s.max() == pytest.approx(latency.max())
+    assert one.bins.max_s.max() == pytest.approx(latency[latency < math.inf].max())
+    assert one.curve_share[-1] == pytest.approx(1 - 24 / 2000), "the curve ends where only failed ones are left"
     for name in ("percentiles", "distributions", "1-load-svc-timeline"):
         assert (directory / "plots" / f"{name}.svg").read_bytes().startswith(b"<?xml")
         assert (directory / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -62,8 +62,9 @@ def test_histogram_log_is_read_by_hdrhistogram_and_adds_up(tmp_path: Path) -> No
         total.add(one)
         intervals += 1
     assert intervals == 10
-    assert total.get_total_count() == len(samples)
-    exact = np.sort(samples.done_ns - samples.due_ns)
+    fine = samples.error == 0
+    assert total.get_total_count() == fine.sum() < len(samples), "what failed has no latency"
+    exact = np.sort((samples.done_ns - samples.due_ns)[fine])
     for q in (50, 90, 99, 99.9):
-        wanted = exact[int(np.ceil(q / 100 * exact.size)) - 1]
+        wanted = exact[int(q / 100 * exact.size + 0.5) - 1]  # the rank that HdrHistogram takes
         assert total.get_value_at_percentile(q) == pytest.approx(wanted, rel=1e-3)

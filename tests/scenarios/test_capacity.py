@@ -77,13 +77,12 @@ def test_rate_that_failed_at_once_is_tried_again_at_the_end() -> None:
 
 
 def test_rate_above_all_that_failed_is_looked_at_once() -> None:
-    wanted = search(repeats=3, tolerance=0.9)
-    trials = [Trial(10, True), Trial(20, False), Trial(20, False), Trial(10, True), Trial(10, True), Trial(20, False)]
-    wanted = search(repeats=3, tolerance=1.0 - 1e-9)
-    found = [*trials]
-    while (rate := next_rate(found, wanted)) is not None and rate <= 20:
-        found.append(Trial(rate, rate <= 14))
-    assert rate == 30
+    """A disturbance of three trials, at the top of the way up."""
+    wanted = search(repeats=3, tolerance=0.95)
+    failed = [Trial(10, True), Trial(20, False), Trial(20, False)]
+    found = [*failed, Trial(14.142135623730951, True), *[Trial(14.142135623730951, True)] * 2, Trial(20, False)]
+    assert next_rate(found, wanted) == 30
+    assert next_rate([*found, Trial(30, False), Trial(30, False)], wanted) is None
     assert contradictions([*found, *[Trial(30, True)] * 3], 3) == [20]
 
 
