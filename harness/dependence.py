@@ -177,7 +177,7 @@ class Late:
 def late(happened: Flags, latency_s: Samples | None = None, limit: float = 0.0) -> Late:
     """``happened``: which requests broke the bound, in the order of their due times. With ``latency_s``, of the same
     requests, delays that did not break it tell of the correlation too: those of the slowest share ``limit``, and those
-    well above the median."""
+    well above the median. Fewer than ``FEW`` events that stand alone are taken to be independent."""
     n, count = int(happened.size), int(np.count_nonzero(happened))
     tau = correlation_time(happened) if count >= FEW else 1.0
     if latency_s is not None and 0 < limit < 1:
@@ -186,7 +186,8 @@ def late(happened: Flags, latency_s: Samples | None = None, limit: float = 0.0) 
         apart = latency_s > APART * percentile(ordered, 0.5)
         if 0.05 * n <= np.count_nonzero(apart) <= 0.95 * n:
             tau = max(tau, correlation_time(apart))
-    tau = min(_careful(tau, n, 1.5, tau), float(n))
+    if latency_s is not None or count >= FEW:
+        tau = min(_careful(tau, n, 1.5, tau), float(n))
     low, high = share_bounds(count / tau, n / tau, 1 - DECIDING)
     if latency_s is not None and n < LEAST_LATENCIES:
         high = 1.0  # nobody knows how alike so few are

@@ -22,6 +22,7 @@ ALONE = (
     "tests/scenarios/test_load_",
     "tests/scenarios/test_most_throughput.py",
     "tests/scenarios/test_tls.py",
+    "tests/scenarios/test_verdicts.py",
     "tests/faults/test_cluster_suites.py",
     "tests/cluster/test_generators.py",
     "tests/cluster/test_scaling.py",

@@ -164,10 +164,16 @@ def _ttft_s(columns: Columns, measured: npt.NDArray[np.bool_]) -> npt.NDArray[np
     return np.where(lost, np.inf, (first - due) / 1e9)
 
 
-def _gaps_s(columns: Columns, stage: StageResult, measured: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Between the tokens of the answers that were measured, in the order of their requests."""
+def _gaps_s(
+    columns: Columns, stage: StageResult, measured: npt.NDArray[np.bool_], failed: bool = False
+) -> npt.NDArray[np.float64]:
+    """Between the tokens of the answers that were measured, in the order of their requests. With ``failed``, each
+    request that failed has one more, which never ended."""
     inside = np.isin(stage.gaps["row"], columns["row"][measured])
     rows, gaps = stage.gaps["row"][inside], stage.gaps["gap_ns"][inside] / 1e9
+    if failed:
+        lost = columns["row"][measured][columns["error"][measured] != 0]
+        rows, gaps = np.concatenate([rows, lost]), np.concatenate([gaps, np.full(lost.size, np.inf)])
     ordered: npt.NDArray[np.float64] = gaps[np.argsort(rows, kind="stable")]
     return ordered
 
@@ -179,9 +185,7 @@ def seen_of(plan: Plan, columns: Columns, batch: SampleBatch, stage: StageResult
     ttft = gaps = None
     if "events" in columns:
         measured = _measured_rows(columns, start, end)
-        ttft, gaps = _ttft_s(columns, measured), _gaps_s(columns, stage, measured)
-        lost = int(np.count_nonzero(columns["error"][measured]))
-        gaps = np.concatenate([gaps, np.full(lost, np.inf)])
+        ttft, gaps = _ttft_s(columns, measured), _gaps_s(columns, stage, measured, failed=True)
     rates = None
     if not plan.open_loop:
         edges = np.linspace(start, end, RATE_PIECES + 1)
