@@ -164,14 +164,21 @@ class Late:
     def needed(self, limit: float) -> int | None:
         """Requests that would decide whether the share is below ``limit``, were the share what was seen; None beyond
         ten millions."""
-        n = float(self.n)
-        while n <= MOST_NEEDED:
+
+        def decided(n: int) -> bool:
             effective, seen = n / self.tau, n / self.tau * self.share
             low, high = share_bounds(seen, effective, 1 - DECIDING)
-            if (high <= limit and n >= LEAST_LATENCIES) or low > limit:
-                return math.ceil(n)
-            n *= 1.02 if n > 200 else 1.05
-        return None
+            return (high <= limit and n >= LEAST_LATENCIES) or low > limit
+
+        few, many = self.n, self.n
+        while not decided(many):
+            few, many = many, many * 2
+            if few > MOST_NEEDED:
+                return None
+        while many - few > 1:
+            middle = (few + many) // 2
+            few, many = (few, middle) if decided(middle) else (middle, many)
+        return many
 
 
 def late(happened: Flags, latency_s: Samples | None = None, limit: float = 0.0) -> Late:
