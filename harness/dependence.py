@@ -12,7 +12,7 @@ share), here with the effective number of requests. The promises are measured in
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +37,8 @@ DECIDING = 0.95
 """Confidence of an objective that is called met, or not met: one-sided, each."""
 FEW = 5
 """Events of which no correlation time can be told."""
-APART = 1.25
-"""Latencies so many times above the median tell of queues; nearer ones of drift that no objective is about."""
+APART, NEAR = 1.25, 0.1
+"""Latencies so many times above the median tell of queues; those below so great a part of a bound say nothing of it."""
 LEAST_LATENCIES = 2 * BLOCKS[0]
 """Fewer requests never show that a bound on latency is kept."""
 MOST_NEEDED = 10_000_000
@@ -181,21 +181,39 @@ class Late:
         return many
 
 
-def late(happened: Flags, latency_s: Samples | None = None, limit: float = 0.0) -> Late:
-    """``happened``: which requests broke the bound, in the order of their due times. With ``latency_s``, of the same
-    requests, delays that did not break it tell of the correlation too: those of the slowest share ``limit``, and those
-    well above the median. Fewer than ``FEW`` events that stand alone are taken to be independent."""
-    n, count = int(happened.size), int(np.count_nonzero(happened))
-    tau = correlation_time(happened) if count >= FEW else 1.0
-    if latency_s is not None and 0 < limit < 1:
-        ordered = np.sort(latency_s)
-        tau = max(tau, correlation_time(latency_s > percentile(ordered, 1 - limit)))
-        apart = latency_s > APART * percentile(ordered, 0.5)
-        if 0.05 * n <= np.count_nonzero(apart) <= 0.95 * n:
-            tau = max(tau, correlation_time(apart))
-    if latency_s is not None or count >= FEW:
-        tau = min(_careful(tau, n, 1.5, tau), float(n))
+def late(happened: Flags) -> Late:
+    """Requests to which something happened, in the order of their due times. Fewer than ``FEW`` are taken to be
+    independent: nothing tells how they follow each other."""
+    count = int(np.count_nonzero(happened))
+    return _late(happened, count, correlation_time(happened) if count >= FEW else 0.0)
+
+
+def later_than(latency_s: Samples, bound_s: float, allowed: float, including: bool) -> Late:
+    """Requests later than a bound (or, ``including``, just as late), of which a share ``allowed`` may be.
+
+    Where few of them are, nearer delays tell how late requests follow each other: those of the slowest ``allowed``, and
+    those well above the median, each unless it is below a tenth of the bound. What varies that far from a bound (a
+    clock frequency, a neighbour) says nothing about it.
+    """
+    n = int(latency_s.size)
+    happened: Flags = latency_s >= bound_s if including else latency_s > bound_s
+    count = int(np.count_nonzero(happened))
+    ordered = np.sort(latency_s)
+    tau = max(1.0, correlation_time(happened) if count >= FEW else 1.0)
+    slowest, well_above = percentile(ordered, 1 - allowed), APART * percentile(ordered, 0.5)
+    for level_s in (slowest, well_above):
+        if level_s < NEAR * bound_s:
+            continue
+        above = latency_s > level_s
+        if level_s == slowest or 0.05 * n <= np.count_nonzero(above) <= 0.95 * n:
+            tau = max(tau, correlation_time(above))
+    found = _late(happened, count, tau)
+    return replace(found, high=1.0) if n < LEAST_LATENCIES else found  # nobody knows how alike so few are
+
+
+def _late(happened: Flags, count: int, tau: float) -> Late:
+    """``tau`` 0 for one that is not known, and taken to be 1."""
+    n = int(happened.size)
+    tau = min(_careful(tau, n, 1.5, tau), float(n)) if tau else 1.0
     low, high = share_bounds(count / tau, n / tau, 1 - DECIDING)
-    if latency_s is not None and n < LEAST_LATENCIES:
-        high = 1.0  # nobody knows how alike so few are
     return Late(count, n, tau, low, high)

@@ -16,7 +16,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from harness.dependence import DECIDING, LEAST_LATENCIES, Late, late, mean_bounds
+from harness.dependence import DECIDING, LEAST_LATENCIES, Late, late, later_than, mean_bounds
 from harness.slo import Objective
 from harness.stats import PERCENTILES, percentile
 from harness.units import format_duration
@@ -114,21 +114,18 @@ def _told(objective: Objective, value: float, seen: Seen) -> str:
 def _judge_percentile(objective: Objective, seen: Seen, values: Samples) -> Judged:
     q = PERCENTILES[objective.statistic]
     value = percentile(np.sort(values), q)
-    beyond = ~_holds(objective, values)
-    allowed = 1 - q if objective.upper else q
-    found = late(beyond, values, 1 - q)
+    if objective.upper:
+        allowed = 1 - q
+        found = later_than(values, objective.threshold, allowed, including=objective.operator == "<")
+    else:
+        allowed = q
+        found = late(values <= objective.threshold if objective.operator == ">" else values < objective.threshold)
     answer = _decided(found, allowed)
     told = _told(objective, value, seen)
     if answer is not Answer.UNDECIDED:
         return Judged(answer, told)
     what = "gaps" if objective.kind == "gap" else "requests"
     return Judged(answer, told, _undecided(found, allowed, what, "beyond the bound", seen))
-
-
-def _holds(objective: Objective, values: Samples) -> Flags:
-    compare = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}[objective.operator]
-    found: Flags = compare(values, objective.threshold)
-    return found
 
 
 def _decided(found: Late, allowed: float) -> Answer:
