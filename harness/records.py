@@ -224,7 +224,8 @@ class LoadResult:
 @dataclass(frozen=True)
 class ParityResult:
     """Served against expected outputs over one path. ``worst_index`` is the case, then the place in it, of the element
-    with the largest relative error."""
+    that is furthest beyond its own tolerance, or nearest to it. ``excess`` is that element's error over its tolerance:
+    1 is the limit, infinite what no tolerance covers."""
 
     service: str
     runtime: str
@@ -242,6 +243,12 @@ class ParityResult:
     tolerance: str
     within: bool
     step: str = ""
+    excess: float = 0.0
+
+    @property
+    def rank(self) -> tuple[bool, float, float]:
+        """Orders outputs: the largest is the worst."""
+        return not self.within, self.excess, self.max_abs_error
 
 
 @dataclass(frozen=True)
@@ -347,6 +354,7 @@ def parity_from_json(data: dict[str, Any]) -> ParityResult:
             **data,
             "max_abs_error": float(data["max_abs_error"]),
             "max_rel_error": float(data["max_rel_error"]),
+            "excess": float(data.get("excess", 0.0)),
             "worst_index": tuple(data["worst_index"]),
         }
     )
