@@ -299,16 +299,17 @@ Record = CheckResult | Comparison | Measurement | TimelineEvent | SampleBatch | 
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    return {item.name: _plain(getattr(record, item.name)) for item in dataclasses.fields(record)}
+    return {item.name: plain(getattr(record, item.name)) for item in dataclasses.fields(record)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """For JSON, which has no infinity and no NaN: they stand as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_json(value)
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     if isinstance(value, np.generic):
