@@ -273,7 +273,9 @@ class Comparison:
 
     ``baseline_value`` and ``variant_value`` are medians over the blocks, in ``unit``; ``confidence`` is this interval's
     own, after the correction for several metrics; ``needed`` blocks of each would decide it, 0 where it is decided.
-    ``paired``: blocks were taken in turns, so that drift is not in the ratio.
+    ``paired``: blocks were taken in turns, so that drift is not in the ratio. ``replicates`` is what ``blocks`` counts:
+    blocks of one run, or ``runs``, or ``one run``: then ``verdict`` is ``descriptive``, the interval (NaN where there
+    is none) is of what varied within the two runs, and chance between runs is not in it.
     """
 
     service: str
@@ -293,6 +295,7 @@ class Comparison:
     blocks: int
     needed: int
     paired: bool
+    replicates: str = "blocks"
 
 
 Record = CheckResult | Comparison | Measurement | TimelineEvent | SampleBatch | LoadResult | ParityResult | Series
