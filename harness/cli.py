@@ -26,6 +26,8 @@ _COMMANDS = {
     "lint": ("harness.cli_checks", "lint_command"),
     "preflight": ("harness.cli_checks", "preflight_command"),
 }
+_CLASSES = {"compare": ("harness.cli_compare", "SidesCommand")}
+"""Of commands that read their command line in a way of their own."""
 _OF_RUN = ("run", "conformance", "parity", "load", "capacity", "worker", "report", "schema")
 
 
@@ -65,7 +67,7 @@ def build(first: str = "") -> typer.Typer:
         app.registered_commands += importlib.import_module(_RUN).app.registered_commands
     for name, where in _COMMANDS.items():
         if not known or name == first:
-            app.command(name)(_attribute(where))
+            app.command(name, cls=_attribute(_CLASSES[name]) if name in _CLASSES else None)(_attribute(where))
     for name, where in _GROUPS.items():
         if not known or name == first:
             app.add_typer(_attribute(where), name=name)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +19,16 @@ from harness.errors import EXIT_FAILED, MeasurementError, RunStoreError, UsageEr
 from harness.history import Trend, finished, trends
 from harness.options import Json, share_of
 from harness.output import emit_json
+from harness.records import plain
 from harness.runstore import RECORDS, Run, read_run, write_atomic
 from harness.units import format_duration
 
 Where = Annotated[str, typer.Argument(metavar="DIR", help="a folder of run directories, or a bucket of them (s3://…)")]
-Margin = Annotated[str, typer.Option(help="what must be exceeded to count as worse, beside the usual spread")]
+Margin = Annotated[str, typer.Option(help="what must be exceeded to count as worse, beside what chance explains")]
+WIDTH = 200
+"""Of a table that goes to a file or a pipe, in characters."""
+NEWER = "the newest run, "
+"""How it begins what is said of a run that is newer than those that finished."""
 FILES = ("run.json", *RECORDS, "report.html", "summary.md")
 
 
@@ -70,6 +77,9 @@ def read_all(folder: Path) -> tuple[list[Run], list[str]]:
             problems.append(str(error))
     whole = finished(runs)
     problems += [f"{run.directory.name} was interrupted, and is left out" for run in runs if run.interrupted]
+    last = max((str(run.info.get("started")) for run in whole), default="")
+    later = [run.directory.name for run in runs if run.interrupted and str(run.info.get("started")) > last]
+    problems[:0] = [f"{NEWER}{name}, was interrupted: nothing is said of it" for name in later]
     if not whole:
         raise MeasurementError(
             f"{folder}: expected finished runs, found none" + "".join(f"\n{text}" for text in problems)
@@ -84,24 +94,34 @@ def history_command(
     fail_on: Annotated[str, typer.Option(metavar="regression", help="exit code 1 where the newest run is worse")] = "",
     json: Json = "",
 ) -> None:
-    """Each metric of the runs in a folder over time: where it changed, and whether the newest run is worse."""
+    """Each metric of the runs in a folder over time: where it changed, whether the newest run is worse, and what would
+    have been called so. A night in which nothing changed is called worse in at most one of twenty, over all metrics."""
     if fail_on not in ("", "regression"):
         raise UsageError(f"--fail-on {fail_on!r}: expected regression")
     with fetched(where) as folder:
         runs, problems = read_all(folder)
         found = [item for item in trends(runs, _margin(margin)) if not metric or item.metric in metric]
-    worse = [item for item in found if item.regression]
-    unjudged = [item for item in found if not item.judged]
     if json:
-        data = [asdict(item) for item in found]
-        emit_json(json, {"runs": [run.directory.name for run in runs], "problems": problems, "trends": data})
+        data = [{**asdict(item), "title": item.title} for item in found]
+        emit_json(json, plain({"runs": [run.directory.name for run in runs], "problems": problems, "trends": data}))
     if json != "-":
         _print(runs, found, problems)
-    if fail_on and worse:
+    if fail_on:
+        _gate(runs, found, problems)
+
+
+def _gate(runs: list[Run], found: list[Trend], problems: list[str]) -> None:
+    """Green because nothing could be compared would be a lie. Raises MeasurementError for it, and Exit for what is
+    worse."""
+    if any(item.regression for item in found):
         raise typer.Exit(EXIT_FAILED)
-    if fail_on and len(unjudged) == len(found):
-        # Green because nothing could be compared would be a lie.
+    if not any(item.judged for item in found):
         raise MeasurementError(f"no metric has enough runs before the newest to judge it by ({len(runs)} runs)")
+    if missing := [item for item in found if item.missing]:
+        texts = "".join(f"\n{item.title}: {item.unjudged}" for item in missing)
+        raise MeasurementError(f"{len(missing)} metrics that were judged before cannot be judged now{texts}")
+    if newer := [text for text in problems if text.startswith(NEWER)]:
+        raise MeasurementError(newer[0])
 
 
 def shown(trend: Trend, value: float) -> str:
@@ -116,17 +136,28 @@ def _print(runs: list[Run], found: list[Trend], problems: list[str]) -> None:
         for text in problems:
             print(f"left out: {text}")
         return
-    table = Table("metric", "runs", "first", "newest", "changed at", "newest run", box=None, pad_edge=False)
+    table = Table(
+        "metric", "runs", "first", "newest", "changed at", "newest run", "worse from", box=None, pad_edge=False
+    )
     for item in found:
         changed = ", ".join(item.points[place].run for place in item.changes) or "–"
-        verdict = f"worse: {item.regression}" if item.regression else "as before" if item.judged else "too few runs"
+        verdict = f"worse: {item.regression}" if item.regression else "as before" if item.judged else "not judged"
         first, newest = item.points[0].value, item.points[-1].value
-        table.add_row(item.title, str(len(item.points)), shown(item, first), shown(item, newest), changed, verdict)
-    Console(soft_wrap=True).print(table)
+        from_ = shown(item, item.limit) if item.limit is not None else "–"
+        table.add_row(
+            item.title, str(len(item.points)), shown(item, first), shown(item, newest), changed, verdict, from_
+        )
+    Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH).print(table)
+    for reason, items in groupby(sorted(found, key=lambda item: item.unjudged), lambda item: item.unjudged):
+        if reason:
+            print(f"not judged, {reason}: {', '.join(item.title for item in items)}")
     for text in problems:
         print(f"left out: {text}")
-    worse = sum(bool(item.regression) for item in found)
-    print(f"{len(runs)} runs, {len(found)} metrics, {worse} worse in the newest run")
+    worse, judged = sum(bool(item.regression) for item in found), sum(item.judged for item in found)
+    print(
+        f"{len(runs)} runs, {len(found)} metrics: {judged} judged, {worse} worse in the newest run,"
+        f" {len(found) - judged} not judged"
+    )
 
 
 def site_command(

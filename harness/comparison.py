@@ -3,10 +3,11 @@ pure.
 
 The unit is a block, not a request: requests of one block share what disturbed it, so that a thousand of them are not a
 thousand observations. Blocks that were taken side by side are compared pair by pair (``paired_ratio``), which drift
-cannot move; blocks of two separate runs are not (``unpaired_ratio``), and then drift is in the result.
+cannot move. Of separate runs the unit is the run (``between_runs``): what changed between runs is the same for all
+blocks of one. Blocks of one run on each side (``unpaired_ratio``) say how these two differ, and nothing of others.
 
-Source: Efron and Tibshirani, An Introduction to the Bootstrap, 12.5 (bootstrap-t); Schuirmann 1987 (equivalence by an
-interval within margins); Bonferroni for several metrics.
+Source: Efron and Tibshirani, An Introduction to the Bootstrap, 12.5 (bootstrap-t); Welch 1947; Schuirmann 1987
+(equivalence by an interval within margins); Bonferroni for several metrics.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.records import Comparison
-from harness.stats import PERCENTILES
+from harness.stats import PERCENTILES, fails_more_often
 
 RESAMPLES = 4000
 LEAST_BLOCKS = 6
 """Below this no interval promises what it holds."""
 BOOTSTRAP_BLOCKS = 10
+LEAST_RUNS = 2
 CONFIDENCE = 0.95
 QUANTILES = {name: q for name, q in PERCENTILES.items() if name != "p99_9"}
 """Of a block, which is too small for more."""
@@ -38,6 +40,8 @@ class Verdict(StrEnum):
     SLOWER = "slower"
     EQUIVALENT = "equivalent"
     UNDECIDED = "undecided"
+    DESCRIPTIVE = "descriptive"
+    """One run a side: figures, and nothing that could be said of chance between runs."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,51 @@ def unpaired_ratio(
     n = int(min(a.size, b.size))
     low, high = _studentized(mean, error, _t_values(centres - mean, errors), confidence, n)
     return _decide(mean, low, high, n, error * math.sqrt(n), margin, confidence, higher_is_better)
+
+
+def between_runs(
+    baseline: Sequence[float],
+    variant: Sequence[float],
+    *,
+    margin: float = MARGIN,
+    confidence: float = CONFIDENCE,
+    higher_is_better: bool = False,
+) -> Ratio:
+    """One value a run, two runs a side at least (ValueError otherwise): Welch's interval on logarithms.
+
+    A value that failed is infinite, and no ratio holds it: then the numbers of runs that failed are compared.
+    """
+    n = min(len(baseline), len(variant))
+    if n < LEAST_RUNS:
+        raise ValueError(f"expected at least {LEAST_RUNS} runs of each, got {n}")
+    a, b = np.asarray(baseline, dtype=np.float64), np.asarray(variant, dtype=np.float64)
+    if np.isnan(a).any() or np.isnan(b).any() or (a < 0).any() or (b < 0).any():
+        raise ValueError("expected values of 0 or more in every run")
+    # A rate of zero failed as a time without end did.
+    failed_a, failed_b = (int((~np.isfinite(side) | (side == 0)).sum()) for side in (a, b))
+    if failed_a or failed_b:
+        return _by_failures(failed_a, a.size, failed_b, b.size, 1 - confidence)
+    from scipy.special import stdtrit
+
+    logs_a, logs_b = np.log(a), np.log(b)
+    mean = float(logs_b.mean() - logs_a.mean())
+    parts = [float(side.var(ddof=1)) / side.size for side in (logs_a, logs_b)]
+    error = math.sqrt(sum(parts))
+    df = sum(parts) ** 2 / sum(
+        part**2 / (side.size - 1) for part, side in zip(parts, (a, b), strict=True)
+    ) if error > 1e-12 else math.inf  # fmt: skip
+    half = float(stdtrit(df, 1 - (1 - confidence) / 2)) * error if error > 1e-12 else 0.0
+    spread = error * math.sqrt(n)
+    return _decide(mean, mean - half, mean + half, n, spread, margin, confidence, higher_is_better)
+
+
+def _by_failures(failed_a: int, n_a: int, failed_b: int, n_b: int, alpha: float) -> Ratio:
+    verdict = Verdict.UNDECIDED
+    if fails_more_often(failed_b, n_b, failed_a, n_a) <= alpha / 2:
+        verdict = Verdict.SLOWER
+    elif fails_more_often(failed_a, n_a, failed_b, n_b) <= alpha / 2:
+        verdict = Verdict.FASTER
+    return Ratio(math.nan, math.nan, math.nan, verdict, min(n_a, n_b), 0, math.nan)
 
 
 def _logs(values: Sequence[float]) -> Values:
@@ -185,6 +234,7 @@ def compared(
     confidence: float,
     margin: float,
     paired: bool,
+    replicates: str = "blocks",
     **what: str,
 ) -> Comparison:
     """The record of a ratio; ``what`` are the fields that say of whom and of what it is."""
@@ -201,6 +251,7 @@ def compared(
         blocks=ratio.blocks,
         needed=ratio.needed,
         paired=paired,
+        replicates=replicates,
     )
 
 

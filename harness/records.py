@@ -255,7 +255,8 @@ class LoadResult:
 @dataclass(frozen=True)
 class ParityResult:
     """Served against expected outputs over one path. ``worst_index`` is the case, then the place in it, of the element
-    with the largest relative error."""
+    that is furthest beyond its own tolerance, or nearest to it. ``excess`` is that element's error over its tolerance:
+    1 is the limit, infinite what no tolerance covers."""
 
     service: str
     runtime: str
@@ -273,6 +274,12 @@ class ParityResult:
     tolerance: str
     within: bool
     step: str = ""
+    excess: float = 0.0
+
+    @property
+    def rank(self) -> tuple[bool, float, float]:
+        """Orders outputs: the largest is the worst."""
+        return not self.within, self.excess, self.max_abs_error
 
 
 @dataclass(frozen=True)
@@ -297,7 +304,9 @@ class Comparison:
 
     ``baseline_value`` and ``variant_value`` are medians over the blocks, in ``unit``; ``confidence`` is this interval's
     own, after the correction for several metrics; ``needed`` blocks of each would decide it, 0 where it is decided.
-    ``paired``: blocks were taken in turns, so that drift is not in the ratio.
+    ``paired``: blocks were taken in turns, so that drift is not in the ratio. ``replicates`` is what ``blocks`` counts:
+    blocks of one run, or ``runs``, or ``one run``: then ``verdict`` is ``descriptive``, the interval (NaN where there
+    is none) is of what varied within the two runs, and chance between runs is not in it.
     """
 
     service: str
@@ -317,22 +326,24 @@ class Comparison:
     blocks: int
     needed: int
     paired: bool
+    replicates: str = "blocks"
 
 
 Record = CheckResult | Comparison | Measurement | TimelineEvent | SampleBatch | LoadResult | ParityResult | Series
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    return {item.name: _plain(getattr(record, item.name)) for item in dataclasses.fields(record)}
+    return {item.name: plain(getattr(record, item.name)) for item in dataclasses.fields(record)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """For JSON, which has no infinity and no NaN: they stand as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_json(value)
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     if isinstance(value, np.generic):
@@ -378,6 +389,7 @@ def parity_from_json(data: dict[str, Any]) -> ParityResult:
             **data,
             "max_abs_error": float(data["max_abs_error"]),
             "max_rel_error": float(data["max_rel_error"]),
+            "excess": float(data.get("excess", 0.0)),
             "worst_index": tuple(data["worst_index"]),
         }
     )

@@ -111,8 +111,8 @@ class ConformanceStep(_Step):
 
 
 class ToleranceChoice(Strict):
-    relative: float = Field(0.0, ge=0)
-    absolute: float = Field(0.0, ge=0)
+    relative: float = Field(0.0, ge=0, allow_inf_nan=False)
+    absolute: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
 class ParityStep(_Step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from harness.records import CheckResult, Comparison
@@ -34,7 +35,7 @@ class ComparisonPart:
         groups: dict[str, list[str]] = {}
         for row in self.rows:
             groups.setdefault(word_of(row), []).append(title_of(row))
-        order = ("faster", "slower", "less", "more", "equivalent", "undecided")
+        order = ("faster", "slower", "less", "more", "equivalent", "undecided", "descriptive")
         words = [f"{verdict} in {', '.join(groups[verdict])}" for verdict in order if verdict in groups]
         return f"{self.variant} beside {self.baseline}: {'; '.join(words)}"
 
@@ -66,6 +67,8 @@ def title_of(row: Comparison) -> str:
 
 
 def value(row: Comparison, amount: float) -> str:
+    if math.isinf(amount):
+        return "failed"
     if row.unit == "s":
         return format_duration(amount)
     if row.unit == "bytes":
@@ -76,6 +79,11 @@ def value(row: Comparison, amount: float) -> str:
 
 
 def ratio_text(row: Comparison) -> str:
+    """A quotient with an infinite side is no number to print."""
+    if not math.isfinite(row.ratio):
+        return "–"
+    if not math.isfinite(row.low) or not math.isfinite(row.high):
+        return f"{row.ratio:.3f}"
     return f"{row.ratio:.3f} ({row.low:.3f} to {row.high:.3f})"
 
 
@@ -85,19 +93,25 @@ def word_of(row: Comparison) -> str:
 
 
 def verdict_text(row: Comparison) -> str:
-    return f"{word_of(row)}: about {row.needed} blocks would decide it" if row.needed else word_of(row)
+    return f"{word_of(row)}: about {row.needed} {row.replicates} would decide it" if row.needed else word_of(row)
 
 
 def how(rows: list[Comparison]) -> str:
     """What the numbers are, in one sentence."""
     first = rows[0]
+    if first.replicates == "one run":
+        return (
+            "Ratios of the variant over the baseline, one run a side: the figures describe these runs. Intervals are of"
+            " what varied within them; what varies between runs is not known, so that there is no verdict."
+        )
     taken = (
-        "blocks in turns, so that drift is not in them"
+        f"{first.blocks} blocks in turns, so that drift is not in them"
         if first.paired
-        else "runs at different times: whatever changed between them is in the ratio too"
+        else f"{first.blocks} runs a side at different times, one value a run: whatever changed between the sides is in"
+        " the ratio too"
     )
     return (
-        f"Ratios of the variant over the baseline, {first.blocks} {taken}; intervals of {first.confidence:.1%} each,"
+        f"Ratios of the variant over the baseline, {taken}; intervals of {first.confidence:.1%} each,"
         f" so that all of them hold together; equivalent means within {first.margin:.3g} of 1."
     )
 

@@ -84,4 +84,4 @@ def text_of(trend: Trend) -> str:
     shown = format_duration(newest) if trend.unit == "s" else f"{newest:.4g} {trend.unit}".strip()
     if trend.regression:
         return f"{shown}: worse, {trend.regression}"
-    return f"{shown}: {'as before' if trend.judged else 'too few runs to judge'}"
+    return f"{shown}: as before" if trend.judged else f"{shown}: not judged, {trend.unjudged}"

@@ -457,7 +457,7 @@ class ParityGroup:
 
     @property
     def worst(self) -> ParityResult:
-        return max(self.outputs, key=lambda item: (not item.within, item.max_rel_error, item.max_abs_error))
+        return max(self.outputs, key=lambda item: item.rank)
 
 
 def parity_cells(group: ParityGroup) -> list[str]:

@@ -134,8 +134,22 @@ def from_json_data(name: str, datatype: str, shape: tuple[int, ...], data: objec
         except (OverflowError, ValueError) as error:
             raise ProtocolError(f"output {name!r}: {error}") from error
     else:
-        array = np.array(flat, dtype=np.float64 if dtype.kind == "f" else dtype).astype(dtype)
+        array = _floats(name, datatype, flat) if dtype.kind == "f" else np.array(flat, dtype=dtype)
     return Tensor(name, datatype, shape, array.reshape(shape))
+
+
+def _floats(name: str, datatype: str, flat: list[Any]) -> Array:
+    """Raises ProtocolError for a number that the datatype does not hold: it would read as an infinity."""
+    try:
+        wide = np.array(flat, dtype=np.float64)
+    except OverflowError as error:
+        raise ProtocolError(f"output {name!r}: {datatype} data hold a number that is too large: {error}") from error
+    with np.errstate(over="ignore"):
+        array = wide.astype(_dtype(datatype))
+    lost = np.flatnonzero(np.isinf(array) & np.isfinite(wide))
+    if lost.size:
+        raise ProtocolError(f"output {name!r}: {datatype} does not hold {flat[int(lost[0])]!r}")
+    return array
 
 
 def _is_json_element(datatype: str, item: object) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError, ServecertError, UsageError
 from harness.golden import GoldenCase, read_golden
-from harness.numeric import EXACT, TOLERANCES, Distance, Tolerance, distance
+from harness.numeric import EXACT, TOLERANCES, Distance, Tolerance, distance, other_outputs
 from harness.protocol.grpc_client import GrpcClient
 from harness.protocol.rest import RestClient
 from harness.protocol.tensors import InferResult, Tensor
@@ -83,11 +83,9 @@ class Parity:
         singles = [
             await self.over_rest([_row(tensor, index) for tensor in largest.inputs]) for index in range(largest.batch)
         ]
-        joined = [
-            Tensor(first.name, first.datatype, (largest.batch, *first.shape[1:]), np.concatenate(parts))
-            for first in singles[0].outputs
-            for parts in [[one.output(first.name).array.reshape(first.shape) for one in singles]]
-        ]
+        joined = [_joined([one.output(first.name) for one in singles]) for first in singles[0].outputs]
+        if problem := next((text for one in singles if (text := other_outputs(joined, one))), ""):
+            raise ValueError(f"single requests of one batch: {problem}")
         return [(joined, await self.over_rest(largest.inputs))]
 
     async def concurrent(self) -> list[tuple[Sequence[Tensor], InferResult]]:
@@ -102,6 +100,19 @@ class Parity:
 
 class _NothingToCompareError(Exception):
     pass
+
+
+def _joined(rows: Sequence[Tensor]) -> Tensor:
+    """Answers to single requests as one batch. Raises ValueError where they are not of one kind."""
+    first = rows[0]
+    for number, other in enumerate(rows):
+        if (other.datatype, other.shape) != (first.datatype, first.shape) or first.shape[:1] != (1,):
+            raise ValueError(
+                f"output {first.name!r} of a single request: expected one row of {first.datatype} {list(first.shape)},"
+                f" got {other.datatype} {list(other.shape)} for row {number}"
+            )
+    parts = [other.array.reshape(other.shape) for other in rows]
+    return Tensor(first.name, first.datatype, (len(rows), *first.shape[1:]), np.concatenate(parts))
 
 
 def _row(tensor: Tensor, index: int) -> Tensor:
@@ -139,8 +150,6 @@ async def _compare(suite: Parity, comparison: Comparison, step: str) -> list[Par
             pairs = await comparison.pairs()
             tolerances = {} if comparison.exact else suite.tolerances
             results = outputs_beside(endpoint, comparison.name, pairs, tolerances, step)
-            if not results:
-                raise MeasurementError("the golden cases name no outputs, so nothing was compared")
         except _NothingToCompareError as error:
             outcome, reason = Outcome.SKIPPED, str(error)
         except MeasurementError as error:
@@ -152,7 +161,7 @@ async def _compare(suite: Parity, comparison: Comparison, step: str) -> list[Par
             outcome, expected, observed = Outcome.FAILED, comparison.requirement, str(first)[:600]
     wrong = [result for result in results if not result.within]
     if wrong:
-        worst = max(wrong, key=lambda result: result.max_rel_error)
+        worst = max(wrong, key=lambda result: result.rank)
         outcome = Outcome.FAILED
         expected = f"{worst.output}{list(worst.worst_index)} = {worst.worst_expected} ({worst.tolerance})"
         observed = f"{worst.worst_observed}; {len(wrong)} of {len(results)} outputs differ"
@@ -188,9 +197,15 @@ def outputs_beside(
     step: str,
 ) -> list[ParityResult]:
     """The worst over all cases, an output each; datatypes without a tolerance must be equal. Raises ProtocolError or
-    ValueError for what is not comparable."""
+    ValueError for what is not comparable (an output that nobody expected is), MeasurementError where nothing was."""
+    if not pairs:
+        raise MeasurementError("there was no case to compare")
     worst: dict[str, tuple[str, Tolerance, list[tuple[int, Distance]]]] = {}
     for number, (wanted, came) in enumerate(pairs):
+        if not wanted:
+            raise MeasurementError(f"case {number} names no outputs, so nothing was compared")
+        if problem := other_outputs(wanted, came):
+            raise ValueError(f"case {number}: {problem}")
         for tensor in wanted:
             tolerance = tolerances.get(tensor.datatype, EXACT)
             try:
@@ -200,7 +215,10 @@ def outputs_beside(
             worst.setdefault(tensor.name, (tensor.datatype, tolerance, []))[2].append((number, found))
     results = []
     for name, (datatype, tolerance, found_all) in worst.items():
-        number, at_worst = max(found_all, key=lambda item: (not item[1].within, item[1].max_rel_error))
+        number, at_worst = max(found_all, key=lambda item: item[1].rank)
+        elements = sum(item.elements for _, item in found_all)
+        if not elements:
+            raise MeasurementError(f"output {name!r} has no element in any case, so nothing was compared")
         rows = [item.argmax_agreement for _, item in found_all if item.argmax_agreement is not None]
         ulps = [item.max_ulp for _, item in found_all if item.max_ulp is not None]
         results.append(
@@ -210,7 +228,7 @@ def outputs_beside(
                 comparison=comparison,
                 output=name,
                 datatype=datatype,
-                elements=sum(item.elements for _, item in found_all),
+                elements=elements,
                 max_abs_error=max(item.max_abs_error for _, item in found_all),
                 max_rel_error=max(item.max_rel_error for _, item in found_all),
                 max_ulp=max(ulps) if ulps else None,
@@ -221,6 +239,7 @@ def outputs_beside(
                 tolerance=str(tolerance),
                 within=all(item.within for _, item in found_all),
                 step=step,
+                excess=at_worst.excess,
             )
         )
     return results

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from harness.comparison import Verdict, corrected, interleaved, paired_ratio, unpaired_ratio
+from harness.comparison import Verdict, between_runs, corrected, interleaved, paired_ratio, unpaired_ratio
 from harness.stats import percentile
 
 BLOCKS = 12
@@ -98,6 +100,31 @@ def test_runs_of_their_own_are_compared_without_pairs() -> None:
         found += unpaired_ratio(a, [value * 1.08 for value in b], seed=number).verdict is Verdict.SLOWER
     assert called <= 0.05 * ROUNDS
     assert found >= 0.9 * ROUNDS
+
+
+def test_between_runs_the_spread_is_that_of_runs() -> None:
+    slower = between_runs([1.0, 1.02, 0.98], [1.3, 1.28, 1.33])
+    assert (slower.verdict, slower.blocks, slower.needed) == (Verdict.SLOWER, 3, 0)
+    assert slower.low < 1.3 < slower.high
+    assert between_runs([1.3, 1.28, 1.33], [1.0, 1.02, 0.98], higher_is_better=True).verdict is Verdict.SLOWER
+    assert between_runs([1.0, 1.001, 0.999], [1.0, 0.999, 1.002]).verdict is Verdict.EQUIVALENT
+    undecided = between_runs([1.0, 1.2, 0.8], [1.1, 0.9, 1.3])
+    assert undecided.verdict is Verdict.UNDECIDED
+    assert undecided.needed > 3
+    with pytest.raises(ValueError, match="at least 2 runs"):
+        between_runs([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="0 or more"):
+        between_runs([1.0, math.nan], [1.0, 2.0])
+
+
+def test_runs_that_failed_are_counted_and_no_ratio_is_made_of_them() -> None:
+    inf = math.inf
+    few = between_runs([1.0, 1.0, 1.0], [inf, inf, inf])
+    assert few.verdict is Verdict.UNDECIDED, "3 of 3 against 0 of 3: p = 0.05"
+    assert math.isnan(few.ratio)
+    assert between_runs([1.0] * 5, [inf] * 5).verdict is Verdict.SLOWER
+    assert between_runs([inf] * 5, [1.0] * 5).verdict is Verdict.FASTER
+    assert between_runs([0.0] * 5, [9.0] * 5, higher_is_better=True).verdict is Verdict.FASTER
 
 
 def test_too_little_is_an_error() -> None:

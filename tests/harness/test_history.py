@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from harness.history import change_points, regression_of, trends
+from harness.history import Point, Trend, change_points, judged, regression_of, trends
+from harness.prediction import chance_of_worse, holm, limit_of
 from harness.runstore import RunStore, read_run
 from reports.write import write_reports
 from tests.helpers import servecert
@@ -46,13 +48,77 @@ def test_the_newest_run_beside_those_since_the_last_change() -> None:
     assert regression_of(np.array([0.0] * 6 + [1.0]), [], 0.05, False)[0], "a check that begins to fail"
 
 
-def make(folder: Path, number: int, p99: float, failed: bool = False) -> None:
+def series(values: list[float], counts: list[tuple[int, int]] | None = None, metric: str = "p99") -> Trend:
+    points = (Point(str(n), "", value, counts[n] if counts else None) for n, value in enumerate(values))
+    return Trend("svc", "1", metric, "s", False, tuple(points))
+
+
+def errors(*bad: int, of: int = 1000) -> Trend:
+    return series([count / of for count in bad], [(count, of) for count in bad], "errors")
+
+
+def one(item: Trend, among: int = 1) -> Trend:
+    """As it is judged in a night of so many series."""
+    return judged([item, *[series([10.0, 10.1, 9.9, 10.05, 9.95, 10.0])] * (among - 1)], 0.05)[0]
+
+
+def test_few_errors_more_or_less_are_chance_and_many_are_not() -> None:
+    assert not one(series([0, 0, 0, 0.001, 0.001, 0.0005])).regression
+    assert not one(errors(0, 0, 0, 1, 1, 1)).regression
+    assert not one(errors(0, 0, 0, 0, 0, 1)).regression, "1 of 6000: not beyond chance"
+    assert one(errors(0, 0, 0, 0, 0, 300)).regression
+    assert one(errors(0, 2, 1, 0, 1, 30)).regression
+    assert not one(errors(0, 40, 0, 35, 0, 42)).regression, "no more than there were before"
+    assert one(errors(0, 0, 0, 0, 0, 9), among=12).limit == pytest.approx(0.004)
+    assert not one(errors(0, 0, 0, 0, 0, 3), among=12).regression
+    assert one(errors(0, 0, 0, 0, 0, 4), among=12).regression
+
+
+def test_the_more_series_a_night_has_the_further_off_one_must_be() -> None:
+    usual = [10.0, 10.2, 9.8, 10.1, 9.9]
+    assert one(series([*usual, 11.0])).regression
+    assert not one(series([*usual, 11.0]), among=12).regression
+    assert one(series([*usual, 13.0]), among=12).regression
+    assert holm([0.03, 0.01, 0.02], 0.05) == [True, True, True]
+    assert holm([0.03, 0.02, 0.04], 0.05) == [False, False, False]
+
+
+def test_what_could_have_been_found_is_said() -> None:
+    generator = np.random.default_rng(7)
+    for higher in (False, True):
+        before = generator.normal(10, 0.2, 8)
+        limit = limit_of(before, 0.01, higher)
+        step = -1e-6 if higher else 1e-6
+        assert chance_of_worse(before, limit + step, higher) < 0.01 < chance_of_worse(before, limit - step, higher)
+    steady = one(series([10.0] * 6))
+    assert steady.limit == pytest.approx(10.5), "nothing below the margin counts"
+
+
+def test_one_night_that_went_wrong_hides_nothing_afterwards() -> None:
+    usual = list(np.random.default_rng(8).normal(10, 0.2, 20))
+    usual[7] = 30.0
+    assert one(series([*usual, 13.0]), among=12).regression
+    assert not one(series([*usual, 10.4]), among=12).regression
+
+
+def test_a_percentile_that_failed_is_worse_than_any_number() -> None:
+    usual = [10.0, 10.1, 9.9, 10.05, 9.95]
+    found = one(series([*usual, np.inf]), among=12)
+    assert found.regression.startswith("inf after 10 in 5 runs")
+    assert not one(series([*usual, np.inf, np.inf])).regression, "one of six failed before as well"
+    assert not one(series([np.inf, *usual, 10.0])).regression
+    assert not one(series([*[np.inf] * 4, 10.0, 10.0])).judged
+    assert not one(series([*usual, np.nan])).judged
+    assert change_points(np.array([np.inf] * 12)) == []
+
+
+def make(folder: Path, number: int, p99: float, failed: bool = False, **fields: Any) -> None:
     """A run of night ``number``."""
     from harness.records import Outcome
 
     store = RunStore(folder / f"night-{number:02d}", "nightly", seed=1)
     store.info["started"] = f"2026-11-{number:02d}T02:00:00+00:00"
-    store.add(load_result({"p50": p99 / 4, "p95": p99 / 1.3, "p99": p99}))
+    store.add(load_result({"p50": p99 / 4, "p95": p99 / 1.3, "p99": p99}, **fields))
     store.add(check(outcome=Outcome.FAILED if failed else Outcome.PASSED))
     store.finish(1 if failed else 0)
     store.close()
@@ -85,6 +151,36 @@ def test_the_command(nights: Path) -> None:
     assert "night-07" in worse.stdout, "where it changed"
     only = servecert("history", str(nights), "--metric", "errors", "--fail-on", "regression")
     assert only.returncode == 0
+
+
+def test_a_newest_run_that_lacks_what_the_one_before_had_is_no_success(nights: Path) -> None:
+    make(nights, 13, 0.014, valid=False, invalid_reason="the generator was late")
+    gate = servecert("history", str(nights), "--fail-on", "regression")
+    assert gate.returncode == 1
+    assert "4 metrics that were judged before cannot be judged now" in gate.stderr
+    assert "p99 of svc, 1: the newest run's stage is not valid: the generator was late" in gate.stderr
+    assert "1 judged, 0 worse in the newest run, 4 not judged" in gate.stdout
+
+
+def test_a_percentile_that_failed_in_the_newest_run(nights: Path) -> None:
+    make(nights, 13, float("inf"), errors=400)
+    result = servecert("history", str(nights), "--fail-on", "regression", "--json", "-")
+    assert result.returncode == 1
+    found = {item["metric"]: item for item in json.loads(result.stdout)["trends"]}
+    assert found["p99"]["points"][-1]["value"] == "inf"
+    assert found["p99"]["regression"].startswith("inf after")
+    assert found["errors"]["regression"]
+    assert servecert("site", str(nights), "--out", str(nights.parent / "site")).returncode == 0
+
+
+def test_a_newer_run_that_was_interrupted_is_not_passed_over(nights: Path) -> None:
+    store = RunStore(nights / "night-13", "nightly", seed=1)
+    store.info["started"] = "2026-11-13T02:00:00+00:00"
+    store.save_info()
+    store.close()
+    gate = servecert("history", str(nights), "--fail-on", "regression")
+    assert gate.returncode == 1
+    assert "the newest run, night-13, was interrupted" in gate.stderr
 
 
 def test_too_few_runs_are_no_success(tmp_path: Path) -> None:

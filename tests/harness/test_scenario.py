@@ -160,3 +160,10 @@ def test_mistakes_in_cluster_steps_are_named(tmp_path: Path, step: str, message:
         load_scenario(path)
     assert message in str(error.value)
     assert ":4" in str(error.value) or ":5" in str(error.value) or ":6" in str(error.value) or ":7" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan", "-1e-3"])
+@pytest.mark.parametrize("name", ["relative", "absolute"])
+def test_a_tolerance_that_is_no_bound_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    step = f"suite: parity, service: iris, tolerances: {{FP32: {{{name}: {value}}}}}"
+    assert problems(tmp_path, GOOD.replace("suite: conformance, service: iris", step, 1))

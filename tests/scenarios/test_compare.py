@@ -284,24 +284,29 @@ def test_mistakes(tmp_path: Path, change: dict[str, Any], words: str) -> None:
         load_scenario(scenario(tmp_path, change))
 
 
-def load_run(out: Path, level_s: float, seed: int, failed: bool = False) -> None:
-    """A run with one stage of load, whose latencies are drawn."""
+def load_run(
+    out: Path, level_s: float, seed: int, failed: bool = False, errors: int = 0, name: str = "1", **fields: Any
+) -> str:
+    """A run with one stage of load, whose latencies are drawn; so many of its 1000 requests fail, at once."""
     generator = np.random.default_rng(seed)
     due = np.arange(0, 10**10, 10**7, dtype=np.int64)
     latency = (generator.lognormal(0, 0.2, due.size) * level_s * 1e9).astype(np.int64)
     zeros = np.zeros(due.size, dtype=np.int32)
+    wrong = generator.permutation(due.size) < errors
+    latency[wrong] = 10**6
     store = RunStore(out, "run", seed=1)
     done = due + latency
     columns = {"due_ns": due, "dispatched_ns": due, "sent_ns": due, "first_byte_ns": done, "done_ns": done}
-    rest = {"status": zeros + 200, "bytes": zeros.astype(np.int64), "error": zeros.astype(np.int16)}
-    store.add(SampleBatch("svc", "1", **columns, **rest, error_classes=("",)))
-    store.add(load_result(samples=store.samples_name("svc", "1")))
+    rest = {"status": zeros + 200, "bytes": zeros.astype(np.int64), "error": wrong.astype(np.int16)}
+    store.add(SampleBatch("svc", name, **columns, **rest, error_classes=("", "http_503")))
+    store.add(load_result(errors=errors, step=name, samples=store.samples_name("svc", name), **fields))
     store.add(check("rest.infer.outputs", outcome=Outcome.FAILED if failed else Outcome.PASSED))
     store.finish(0)
     store.close()
+    return str(out)
 
 
-def test_run_directories(tmp_path: Path) -> None:
+def test_one_run_a_side_describes_and_does_not_judge(tmp_path: Path) -> None:
     names = [str(tmp_path / name) for name in ("a", "b", "c")]
     for seed, (name, level_s, failed) in enumerate(zip(names, (0.01, 0.013, 0.01), (False, True, False), strict=True)):
         load_run(Path(name), level_s, seed, failed)
@@ -309,41 +314,130 @@ def test_run_directories(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     data = json.loads(result.stdout)
     p50 = {item["variant"]: item for item in data["comparisons"] if item["metric"] == "p50"}
-    assert p50[names[1]]["verdict"] == "slower"
     assert p50[names[1]]["ratio"] == pytest.approx(1.3, rel=0.05)
-    assert p50[names[2]]["verdict"] == "equivalent"
+    assert p50[names[1]]["low"] > 1.2, "what varied within the two runs"
+    assert {item["verdict"] for item in data["comparisons"]} == {"descriptive"}
     assert p50[names[1]]["paired"] is False
+    assert [item["more"] for item in data["errors"]] == [False, False]
+    assert data["not_compared"] == []
     assert [item["worse"] for item in data["checks"][names[1]]] == [True]
     assert data["checks"][names[2]] == []
-    failed = servecert("compare", *names[:2], "--fail-on", "slower", "--markdown", str(tmp_path / "c.md"))
-    assert failed.returncode == 1
-    assert "slower in p50" in failed.stdout
-    assert "runs at different times" in failed.stdout
-    assert "worse: rest.infer.outputs of svc: passed, now failed" in failed.stdout
-    assert (tmp_path / "c.md").read_text() == failed.stdout
-    assert servecert("compare", names[0], names[2], "--fail-on", "slower", "--fail-on", "checks").returncode == 0
+    for other in names[1:]:
+        gate = servecert("compare", names[0], other, "--fail-on", "slower", "--markdown", str(tmp_path / "c.md"))
+        assert gate.returncode == 1
+        assert "descriptive in p50" in gate.stdout
+        assert "one run a side: the figures describe these runs" in gate.stdout
+        assert "servecert compare A1 A2 A3 -- B1 B2 B3" in gate.stderr
+        assert (tmp_path / "c.md").read_text() == gate.stdout
+    assert "worse: rest.infer.outputs of svc: passed, now failed" in servecert("compare", *names[:2]).stdout
+    assert servecert("compare", names[0], names[2], "--fail-on", "checks").returncode == 0
+    assert servecert("compare", names[0], names[1], "--fail-on", "checks").returncode == 1
     nothing = servecert("compare", names[0], str(tmp_path))
     assert nothing.returncode == 3
     assert "is not a run directory" in nothing.stderr
 
 
+def test_a_server_that_fails_fast_is_no_faster(tmp_path: Path) -> None:
+    """Failed requests are compared first, and are infinitely late in the percentiles."""
+    sound, failing = load_run(tmp_path / "a", 0.01, 1), load_run(tmp_path / "b", 0.01, 2, errors=300)
+    result = servecert("compare", sound, failing, "--fail-on", "slower")
+    assert result.returncode == 1
+    assert result.stdout.startswith("## Failed requests: more on the side of the variant in 1 of 1 stages")
+    assert "30.00% (300 of 1000)" in result.stdout
+    p99 = next(line for line in result.stdout.splitlines() if line.startswith("| p99"))
+    assert [cell.strip() for cell in p99.strip("|").split("|")][2:] == ["failed", "–", "descriptive"]
+    assert servecert("compare", failing, sound).stdout.startswith("## Failed requests: no more")
+
+
+def test_several_runs_a_side(tmp_path: Path) -> None:
+    """The spread is that between runs, of which requests within a run know nothing."""
+    generator = np.random.default_rng(4)
+
+    def side(name: str, level_s: float, spread: float, count: int = 3, **fields: Any) -> list[str]:
+        levels = level_s * np.exp(generator.normal(0, spread, count))
+        return [
+            load_run(tmp_path / f"{name}{n}", float(level), int(generator.integers(1 << 30)), **fields)
+            for n, level in enumerate(levels)
+        ]
+
+    a, same, slow = side("a", 0.01, 0.01), side("b", 0.01, 0.01), side("c", 0.013, 0.01)
+    result = servecert("compare", *a, "--", *slow, "--fail-on", "slower", "--json", "-", "--metric", "p50")
+    assert result.returncode == 1, result.stderr
+    (found,) = json.loads(result.stdout)["comparisons"]
+    assert (found["verdict"], found["blocks"], found["replicates"]) == ("slower", 3, "runs")
+    assert found["baseline"] == ", ".join(a)
+    better = servecert("compare", "--fail-on", "slower", "--metric", "p50", *slow, "--", *a)
+    assert better.returncode == 0, better.stderr
+    assert "faster in p50" in better.stdout
+    assert "3 runs a side at different times, one value a run" in better.stdout
+    noisy = servecert("compare", *same, "--", *side("d", 0.01, 0.1), "--fail-on", "slower", "--metric", "p50")
+    assert noisy.returncode == 1
+    assert "is undecided" in noisy.stderr
+    failing = servecert("compare", *a, "--", *side("e", 0.01, 0.01, errors=20), "--fail-on", "slower")
+    assert failing.returncode == 1
+    assert "more on the side of the variant" in failing.stdout
+    twice = servecert("compare", *a, "--", a[0], *same)
+    assert twice.returncode == 2
+    assert "named twice" in twice.stderr
+    for wrong in ((*a, "--"), ("--", *a), (*a, "--", *same, "--", *slow)):
+        assert servecert("compare", *wrong).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"valid": False, "invalid_reason": "the generator was late"}, "not valid: the generator was late"),
+        ({"name": "2"}, "it was not measured here"),
+        ({"offered": "200/s poisson"}, "not the same load: 100/s poisson and 200/s poisson"),
+    ],
+)
+def test_a_stage_that_cannot_be_compared_is_named_and_no_pass(
+    tmp_path: Path, fields: dict[str, Any], words: str
+) -> None:
+    sides = [[load_run(tmp_path / f"{side}{n}", 0.01, n) for n in range(3)] for side in "ab"]
+    odd = load_run(tmp_path / "odd", 0.01, 9, **fields)
+    result = servecert("compare", *sides[0], "--", *sides[1][:2], odd, "--fail-on", "slower")
+    assert result.returncode == 1
+    assert "## Not compared" in result.stdout
+    assert words in result.stdout
+    assert words in result.stderr
+    (Path(sides[1][2]) / "samples" / "1-svc.parquet").unlink()
+    gone = servecert("compare", *sides[0], "--", *sides[1], "--fail-on", "slower")
+    assert gone.returncode == 1
+    assert "the samples of the stage are missing" in gone.stderr
+
+
+def cold_run(out: Path, level_s: float, capacity: float, unfinished: int = 0) -> str:
+    drawn = np.random.default_rng(int(100 * level_s)).normal(level_s, 0.02, (8, 2)) / 2
+    drawn[:unfinished, 1] = np.nan
+    store = RunStore(out, "run", seed=1)
+    store.add(Series("cold-start", "svc", "1", {"created": drawn[:, 0].tolist(), "ready": drawn[:, 1].tolist()}))
+    store.add(Measurement("capacity", capacity, "1/s", 9, "svc", "2"))
+    store.finish(0)
+    store.close()
+    return str(out)
+
+
 def test_cold_starts_and_capacities_of_run_directories(tmp_path: Path) -> None:
-    for name, level_s, capacity in (("a", 1.0, 200.0), ("b", 1.5, 150.0)):
-        drawn = np.random.default_rng(int(10 * level_s)).normal(level_s, 0.02, (8, 2)) / 2
-        store = RunStore(tmp_path / name, "run", seed=1)
-        store.add(Series("cold-start", "svc", "1", {"created": drawn[:, 0].tolist(), "ready": drawn[:, 1].tolist()}))
-        store.add(Measurement("capacity", capacity, "1/s", 9, "svc", "2"))
-        store.finish(0)
-        store.close()
-    result = servecert("compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json", "-")
+    one, other = cold_run(tmp_path / "a", 1.0, 200.0), cold_run(tmp_path / "b", 1.5, 150.0)
+    result = servecert("compare", one, other, "--json", "-")
     assert result.returncode == 0, result.stderr
     data = json.loads(result.stdout)
-    (cold,) = data["comparisons"]
-    assert (cold["metric"], cold["verdict"], cold["blocks"]) == ("cold_start", "slower", 8)
-    assert cold["ratio"] == pytest.approx(1.5, rel=0.05)
-    assert data["measured_once"][str(tmp_path / "b")] == [
+    found = {item["metric"]: item for item in data["comparisons"]}
+    assert found["cold_start"]["ratio"] == pytest.approx(1.5, rel=0.05)
+    assert found["cold_start"]["verdict"] == found["capacity"]["verdict"] == "descriptive"
+    assert data["measured_once"][other] == [
         {"service": "svc", "step": "2", "metric": "capacity", "was": 200.0, "now": 150.0}
     ]
+    a = [cold_run(tmp_path / f"a{n}", 1.0 + n / 100, 200.0 + n) for n in range(3)]
+    b = [cold_run(tmp_path / f"b{n}", 1.5 + n / 100, 150.0 + n) for n in range(3)]
+    several = servecert("compare", *a, "--", *b, "--json", "-")
+    verdicts = {item["metric"]: item["verdict"] for item in json.loads(several.stdout)["comparisons"]}
+    assert verdicts == {"cold_start": "slower", "capacity": "slower"}
+    worst = [cold_run(tmp_path / f"c{n}", 1.0 + n / 100, 200.0 + n, unfinished=5) for n in range(3)]
+    stuck = servecert("compare", *a, "--", *worst, "--metric", "cold_start", "--fail-on", "slower")
+    assert stuck.returncode == 1, "trials that never ended are not left out"
+    assert "failed" in stuck.stdout
 
 
 def test_two_runs_that_have_nothing_in_common_are_not_equal(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.errors import ProtocolError
+from harness.errors import MeasurementError, ProtocolError
 from harness.numeric import EXACT, TOLERANCES, distance
 from harness.records import CheckResult, Level, ParityResult
 from scenarios.suites.compare.contenders import Contender, Taken
@@ -30,22 +30,27 @@ def parity_beside(
     """What a variant answered alone beside what the baseline answered to the same request."""
     name = f"{contender.name}.parity"
     requirement = f"{contender.name} gives the numbers that {baseline.name} gives."
+    same_number = len(base.encoded) == len(found.encoded)
     pairs = list(zip(base.encoded, found.encoded, strict=False))
-    if not all(_same_inputs(one, other) for one, other in pairs):
+    if not same_number or not all(_same_inputs(one, other) for one, other in pairs):
         reason = "they take different inputs, so there is nothing to compare"
-        return [judge.skipped(name, requirement, reason, level=level)]
+        return [_not_compared(judge, name, requirement, reason, level)]
     if not all(one.expected and other.expected for one, other in pairs):
-        return [judge.skipped(name, requirement, "the model does not repeat itself", level=level)]
+        return [_not_compared(judge, name, requirement, "the model does not repeat itself", level)]
     answers = [(one.alone.outputs, other.alone) for one, other in pairs if one.alone and other.alone]
+    if len(answers) < len(pairs):
+        return [_not_compared(judge, name, requirement, "a request got no answer before the load", level)]
     try:
         results = outputs_beside(contender.described, f"beside {baseline.name}", answers, TOLERANCES, step)
+    except MeasurementError as error:
+        return [_not_compared(judge, name, requirement, str(error), level)]
     except (ProtocolError, ValueError) as error:
         return [judge.check(name, requirement, False, level=level, expected="the same outputs", observed=str(error))]
     wrong = [item for item in results if not item.within]
     elements = sum(item.elements for item in results)
     observed = f"{elements} elements within tolerance"
     if wrong:
-        worst = max(wrong, key=lambda item: item.max_rel_error)
+        worst = max(wrong, key=lambda item: item.rank)
         observed = (
             f"{worst.output}{list(worst.worst_index)}: {worst.worst_observed} beside {worst.worst_expected};"
             f" {len(wrong)} of {len(results)} outputs differ"
@@ -65,19 +70,32 @@ def conformance_beside(
     level: Level,
 ) -> CheckResult:
     """Which checks come out differently."""
-    shared = [name for name in base if name in found]
-    worse = [name for name in shared if base[name] == "passed" and found[name] in ("failed", "error")]
-    better = [name for name in shared if base[name] in ("failed", "error") and found[name] == "passed"]
+    name = f"{contender.name}.conformance"
+    requirement = f"{contender.name} meets every requirement that {baseline.name} meets."
+    if not base or not found:
+        return _not_compared(judge, name, requirement, "no check was carried out on one of them", level)
+    now = {check: found.get(check, "not run") for check in base}
+    failed = ("failed", "error", "undecided")
+    worse = [check for check, outcome in base.items() if outcome == "passed" and now[check] in failed]
+    lost = [check for check, outcome in base.items() if outcome == "passed" and now[check] in ("skipped", "not run")]
+    better = [check for check, outcome in base.items() if outcome in failed and now[check] == "passed"]
     parts = [
         f"{len(names)} {word} ({', '.join(names[:MOST_NAMED])}{', …' if len(names) > MOST_NAMED else ''})"
-        for word, names in (("worse", worse), ("better", better))
+        for word, names in (("worse", worse), ("met before, and not checked now", lost), ("better", better))
         if names
     ]
     return judge.check(
-        f"{contender.name}.conformance",
-        f"{contender.name} meets every requirement that {baseline.name} meets.",
-        not worse,
+        name,
+        requirement,
+        not worse and not lost,
         level=level,
-        expected="none worse",
-        observed="; ".join(parts) or f"{len(shared)} checks, the same outcomes",
+        expected="none worse, and all of them checked",
+        observed="; ".join(parts) or f"{len(base)} checks, the same outcomes",
     )
+
+
+def _not_compared(judge: Judge, name: str, requirement: str, reason: str, level: Level) -> CheckResult:
+    """What was asked for and could not be compared is an error; a report says why there is nothing."""
+    if level is Level.MUST:
+        return judge.unjudged(name, requirement, reason)
+    return judge.skipped(name, requirement, reason, level=level)

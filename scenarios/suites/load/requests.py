@@ -18,7 +18,7 @@ from harness.errors import ProtocolError, ServecertError, UnreachableError, Usag
 from harness.inputs import Case, cases_for
 from harness.load.job import ID_PLACEHOLDER, ID_WIDTH, Job, Protocol, Request
 from harness.load.runner import StageResult
-from harness.numeric import EXACT, TOLERANCES, distance
+from harness.numeric import EXACT, TOLERANCES, distance, other_outputs
 from harness.protocol.grpc_client import GrpcClient, infer_request
 from harness.protocol.grpc_client import parse_infer as parse_grpc
 from harness.protocol.messages import MESSAGES, SERVICE
@@ -104,7 +104,14 @@ async def first_answer(endpoint: Endpoint, plan: Plan, within_s: float) -> None:
 
 
 def _agree(one: InferResult, other: InferResult) -> bool:
-    return not any(_difference(tensor, other) for tensor in one.outputs)
+    return not differs(one.outputs, other)
+
+
+def differs(expected: Sequence[Tensor], came: InferResult) -> str:
+    """Where an answer is not as expected; empty where it is. Another output is as wrong as one that is missing."""
+    if problem := other_outputs(expected, came):
+        return problem
+    return next((text for tensor in expected if (text := _difference(tensor, came))), "")
 
 
 def _difference(expected: Tensor, came: InferResult) -> str:
@@ -231,8 +238,8 @@ def wrong_answers(
         if came.id not in (None, "", request_id(row)):
             wrong[row] = f"expected id {request_id(row)!r}, got {came.id!r}"
             continue
-        if differences := [text for tensor in item.expected if (text := _difference(tensor, came))]:
-            wrong[row] = differences[0]
+        if item.expected and (difference := differs(item.expected, came)):
+            wrong[row] = difference
         elif shape is not None and len(known) < KNOWN_ANSWERS:
             known.add(shape)
     return wrong
