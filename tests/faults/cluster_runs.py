@@ -43,6 +43,7 @@ STEPS: dict[str, dict[str, Any]] = {
         "rate": "200/s",
         "percents": [50],
         "resolution": 0.12,
+        "guards": {"errors": 0.005},
         "candidates": [CANDIDATE],
         "broken": False,
         "ready_within": "8s",

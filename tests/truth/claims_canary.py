@@ -28,7 +28,7 @@ from scenarios.suites.canary.guards import (
 from scenarios.suites.canary.latency import blocks_of, is_comparable, load_ratio
 from scenarios.suites.canary.phases import ALPHA
 from scenarios.suites.canary.phases import POWER as SPLIT_POWER
-from tests.truth.claim import Seen
+from tests.truth.claim import Claim, Seen
 
 PERCENTS = (10, 50, 90)
 RATE_PER_S = 200.0
@@ -131,3 +131,103 @@ def worse_by_the_guard(stable_errors: float, guard: float, requests: int) -> Cal
         return Seen(sum(shown_no_worse(two, guard, 0.05) for two in pairs), trials)
 
     return measure
+
+
+def claim(
+    name: str,
+    promise: str,
+    bound: float,
+    measure: Callable[[int, int], Seen],
+    *,
+    at_least: bool,
+    trials: int = 2000,
+    quick: int = 150,
+) -> Claim:
+    return Claim(f"canary.{name}", promise, bound, at_least, measure, trials, quick)
+
+
+CLAIMS = [
+    *(
+        claim(
+            f"equal.{share * 100:g}",
+            f"Both versions fail {share:.1%} of their requests, one pod each: a roll-out by 10, 50 and 90 % takes the"
+            " candidate back because of a guard that it broke",
+            0.01,
+            seen(equal(share), rolled_back),
+            at_least=False,
+        )
+        for share in (0.0, 0.001, 0.002)
+    ),
+    claim(
+        "equal.latency",
+        "Equal versions, one pod each, up to 90 % of the requests for one of them: called slower",
+        0.01,
+        seen(equal(0.0), lambda outcome: outcome.latency is Ruling.BROKEN),
+        at_least=False,
+    ),
+    claim(
+        "equal.promoted",
+        "Equal versions that lose nothing: promoted with the planned number of requests",
+        0.9,
+        seen(equal(0.0), promoted),
+        at_least=True,
+        quick=200,
+    ),
+    claim(
+        "errors.2",
+        "The candidate fails 2 % of its requests, the other version none: rolled back by the guard on errors (0.1 %)",
+        0.95,
+        seen(Truth(candidate_errors=0.02), lambda outcome: outcome.errors is Ruling.BROKEN),
+        at_least=True,
+        quick=200,
+    ),
+    claim(
+        "errors.2.beside",
+        "The candidate fails 2 % of its requests, the other version 0.1 %: not promoted",
+        0.95,
+        seen(Truth(0.001, 0.02), lambda outcome: not promoted(outcome)),
+        at_least=True,
+        quick=200,
+    ),
+    claim(
+        "slower.1.5",
+        "The candidate takes 1.5 times as long to serve a request, and the guard allows 1.5: not promoted",
+        0.95,
+        seen(Truth(slower=1.5), lambda outcome: not promoted(outcome)),
+        at_least=True,
+        quick=200,
+    ),
+    claim(
+        "slower.1.5.guard",
+        "The candidate takes 1.5 times as long, and the guard allows 1.2: rolled back for its latency",
+        0.95,
+        seen(
+            Truth(slower=1.5),
+            lambda outcome: outcome.latency is Ruling.BROKEN,
+            Limits(errors=0.001, latency_ratio=1.2, phases=len(PERCENTS)),
+        ),
+        at_least=True,
+        quick=200,
+    ),
+    claim(
+        "slower.2",
+        "The candidate takes twice as long, and the guard allows 1.5: rolled back for its latency",
+        0.95,
+        seen(Truth(slower=2.0), lambda outcome: outcome.latency is Ruling.BROKEN),
+        at_least=True,
+        quick=200,
+    ),
+    *(
+        claim(
+            f"by_the_guard.{share * 100:g}",
+            f"The candidate fails more often by just the guard (0.1 %, the other version fails {share:.1%}): the guard"
+            " on errors holds",
+            0.055,  # 5 %, and what chance adds in so many trials
+            worse_by_the_guard(share, 0.001, 6000),
+            at_least=False,
+            trials=10_000,
+            quick=1000,
+        )
+        for share in (0.0, 0.001, 0.002)
+    ),
+]

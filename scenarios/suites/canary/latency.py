@@ -30,7 +30,7 @@ LEAST_BLOCKS, MOST_BLOCKS = 6, 20
 BLOCK_S = 1.0
 BLOCK_REQUESTS = 100
 """Of each version: fewer have no 99th percentile."""
-REQUESTS = 12 * BLOCK_REQUESTS
+REQUESTS = 16 * BLOCK_REQUESTS
 """Of each version, planned where the two can be compared."""
 
 
