@@ -81,7 +81,12 @@ CASES = (
     Case("canary-rollback", ("dropped-at-rollover",), ("candidate-1.promotion.lossless",)),
     Case("canary-rollback", (), ("candidate-1.parity.50",), step=candidate("wrong-outputs"), quick=True),
     Case("canary-rollback", (), ("candidate-1.errors.50",), step={**candidate("errors=2%"), "guards": {}}),
-    Case("canary-rollback", (), ("candidate-1.latency.50",), step=candidate("latency=3x")),
+    Case(
+        "canary-rollback",
+        (),
+        ("candidate-1.latency.50",),
+        step={**candidate("latency=3x"), "guards": {"errors": 0.005}},
+    ),
     Case("canary-rollback", (), error="no revision after m-predictor-00001 was ready", step=candidate("hanging-load")),
     Case("probes", ("crash-after=50",), ("busy.liveness",)),
     Case("probes", ("readiness-flaps",), ("busy.readiness",)),

@@ -37,6 +37,8 @@ from scenarios.suites.canary.latency import (
     LEAST_BLOCKS,
     Blocks,
     blocks_of,
+    comparable_since,
+    comparable_time,
     is_comparable,
     load_ratio,
 )
@@ -177,6 +179,24 @@ def test_the_guard_says_how_many_requests_the_candidate_needs(guard: float, leas
 )
 def test_latencies_are_compared_at_equal_load_per_pod(percent: int, pods: tuple[int, int], comparable: bool) -> None:
     assert is_comparable(load_ratio(percent, *pods)) is comparable
+
+
+@pytest.mark.parametrize(
+    ("ratios", "since", "time"),
+    [
+        ([1.0, 1.0, 1.0], 0.0, (0.0, 2.0)),
+        ([3.0, 1.0, 1.1, 0.9], 1.0, (1.0, 3.0)),
+        ([1.0, 1.0, 1.0, 2.0, 1.0], 4.0, (0.0, 2.0)),
+        ([1.0, 3.0], None, (0.0, 0.0)),
+        ([3.0, float("nan")], None, None),
+    ],
+)
+def test_only_the_time_with_equal_load_counts(
+    ratios: list[float], since: float | None, time: tuple[float, float] | None
+) -> None:
+    loads = [(float(second), ratio) for second, ratio in enumerate(ratios)]
+    assert comparable_since(loads) == since
+    assert comparable_time(loads) == time
 
 
 def latencies(factor: float, requests: int, seconds: float) -> Blocks:

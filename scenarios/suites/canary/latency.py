@@ -13,6 +13,7 @@ block gives the logarithm of the ratio of the two versions' percentiles, and Stu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,26 @@ def load_ratio(percent: int, candidate_pods: int, stable_pods: int) -> float:
 
 def is_comparable(ratio: float) -> bool:
     return 1 / COMPARABLE <= ratio <= COMPARABLE
+
+
+def comparable_since(loads: Sequence[tuple[float, float]]) -> float | None:
+    """From when on the load per pod has been comparable, up to the last of ``loads`` (when, and the ratio of the
+    loads); None where it is not."""
+    since = None
+    for when_s, ratio in loads:
+        since = (when_s if since is None else since) if is_comparable(ratio) else None
+    return since
+
+
+def comparable_time(loads: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """The longest time in which it was, from one look at the pods to another; an autoscaler takes a while to follow."""
+    longest: tuple[float, float] | None = None
+    for count in range(1, len(loads) + 1):
+        since = comparable_since(loads[:count])
+        until = loads[count - 1][0]
+        if since is not None and (longest is None or until - since > longest[1] - longest[0]):
+            longest = since, until
+    return longest
 
 
 def requests_planned(percent: int) -> int:

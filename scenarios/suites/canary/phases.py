@@ -29,7 +29,13 @@ LEAST_S = 3.0
 """Of the part of a phase that counts."""
 MARGIN_S = 60.0
 """Of load, beyond what a phase is expected to take."""
+WATCH_S = 1.0
+"""Between two looks at the pods."""
+PODS_WITHIN_S = 30.0
+"""How much longer a phase is made for the pods to become as many as the load needs."""
 Object = dict[str, Any]
+Watched = list[tuple[float, list[Object]]]
+"""When, and which pods there were."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,8 @@ class Phase:
     counts_s: float
     pods: list[Object] = field(default_factory=list)
     """At its end."""
-    pods_before: list[Object] = field(default_factory=list)
-    """When requests began to count."""
+    watched: Watched = field(default_factory=list)
+    """The pods that there were, from when requests counted to the end."""
     by_revision: dict[str, int] | None = None
     """Requests that the pods have counted, where that is how versions are told apart."""
     before: Traffic | None = None
@@ -141,18 +147,18 @@ class Stages:
         name: str,
         seconds: float,
         change: Callable[[], Awaitable[None]] | None = None,
-        enough: Callable[[list[Object]], float] | None = None,
+        until: Callable[[Watched], float] | None = None,
     ) -> Phase:
         """Load; the change, which returns when the status says that it is done; and load that counts, for ``seconds``,
-        or as long as ``enough`` says of the pods that there are then, at most ``seconds``. Where pods count the
-        requests, a stage of its own follows, with nothing but load in it."""
+        or until the moment that ``until`` says of the pods that there have been, at most ``PODS_WITHIN_S`` longer than
+        ``seconds``. Where pods count the requests, a stage of its own follows, with nothing but load in it."""
         if self.rollout.counter is None:
-            return await self._stage(name, seconds, change, enough)
+            return await self._stage(name, seconds, change, until)
         if self.encoded is None:
             self.encoded = await encode(self.deployed.endpoint, self._plan(name, 1.0))
         found = await self._stage(name, 0.0, change, None)
         before = await read(self.deployed, self.rollout.counter)
-        counting = await self._stage(f"{name}-count", seconds, None, enough)
+        counting = await self._stage(f"{name}-count", seconds, None, until)
         counts = (await read(self.deployed, self.rollout.counter)).since(before)
         sent, seen = len(counting.traffic), sum(counts.values())
         answered = sent - int(counting.traffic.failed.sum())
@@ -182,7 +188,7 @@ class Stages:
         name: str,
         seconds: float,
         change: Callable[[], Awaitable[None]] | None,
-        enough: Callable[[list[Object]], float] | None,
+        until: Callable[[Watched], float] | None,
     ) -> Phase:
         longest_s = max(seconds, LEAST_S) + MARGIN_S + (self.rollout.ready_within_s + STATUS_S if change else 0.0)
         plan = self._plan(name, longest_s)
@@ -193,12 +199,21 @@ class Stages:
             if change:
                 await change()
                 await pause(running, self.rollout.settle_s)
-            pods_before = await self.deployed.pods()
             counts_s = time.monotonic()
-            await pause(running, max(enough(pods_before) if enough else seconds, LEAST_S))
-            pods = await self.deployed.pods()
+            watched: Watched = []
+            if until is None:
+                await pause(running, max(seconds, LEAST_S))
+            else:
+                last_s = counts_s + max(seconds, LEAST_S) + PODS_WITHIN_S
+                while True:
+                    watched.append((time.monotonic(), await self.deployed.pods()))
+                    left_s = min(max(until(watched), counts_s + LEAST_S), last_s) - time.monotonic()
+                    if left_s <= 0:
+                        break
+                    await pause(running, min(left_s, WATCH_S))
+            pods = watched[-1][1] if watched else await self.deployed.pods()
             traffic = await running.finish()
-        found = Phase(name, traffic, changed_s, counts_s, pods, pods_before)
+        found = Phase(name, traffic, changed_s, counts_s, pods, watched)
         if not found.counted.any():
             raise MeasurementError(f"{self.step}: no request of phase {name} counts; raise the rate")
         return found

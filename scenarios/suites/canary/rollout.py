@@ -17,6 +17,7 @@ from harness.stats import accepted_counts, binomial_p_value
 from harness.units import format_duration
 from scenarios.suites.canary.errors import Count
 from scenarios.suites.canary.guards import (
+    MOST_S,
     Evidence,
     Finding,
     Ruling,
@@ -26,9 +27,10 @@ from scenarios.suites.canary.guards import (
     overall,
     requests_planned,
 )
-from scenarios.suites.canary.latency import COMPARABLE, blocks_of, is_comparable, load_ratio
+from scenarios.suites.canary.latency import blocks_of, comparable_since, comparable_time, load_ratio
+from scenarios.suites.canary.latency import requests_planned as latency_requests
 from scenarios.suites.canary.modes import Mode, mode_of
-from scenarios.suites.canary.phases import ALPHA, LEAST_S, Object, Phase, Rollout, Stages, pods_of
+from scenarios.suites.canary.phases import ALPHA, LEAST_S, Object, Phase, Rollout, Stages, Watched, pods_of
 from scenarios.suites.judging import Judge
 
 SUITE = "canary-rollback"
@@ -173,14 +175,17 @@ class _Suite(Stages):
                     created = await self.mode.offer(name, wanted, percent, current)
                     self.offered.add(created)
 
-            def enough(
-                pods: list[Object], percent: int = percent, last: bool = last, so_far: Evidence = evidence
-            ) -> float:
-                ratio = load_ratio(percent, pods_of(pods, created), pods_of(pods, current))
-                return self._seconds(name, percent, so_far, comparable=is_comparable(ratio), last=last)
+            plan = {
+                comparable: self._seconds(name, percent, evidence, comparable=comparable, last=last)
+                for comparable in (False, True)
+            }
 
-            longest_s = self._seconds(name, percent, evidence, comparable=True, last=last)
-            phase = await self.phase(f"{name}-{percent}", longest_s, change, enough)
+            def until(watched: Watched, percent: int = percent, plan: dict[bool, float] = plan) -> float:
+                since_s = comparable_since(_loads(watched, percent, created, current))
+                least_s = watched[0][0] + plan[False]
+                return least_s if since_s is None else max(least_s, since_s + self._latency_s(percent))
+
+            phase = await self.phase(f"{name}-{percent}", max(plan.values()), change, until)
             versions = phase.versions()
             others = [item for item in versions if item not in (self.stable, *self.former)]
             version = version or (others[0] if others else "")
@@ -220,26 +225,30 @@ class _Suite(Stages):
             self.short[f"{name} at {percent} %"] = short
         return max(planned, rollout.requests(percent)) / rollout.rate_per_s
 
+    def _latency_s(self, percent: int) -> float:
+        rollout = self.rollout
+        if rollout.latency_ratio is None or rollout.counter is not None:
+            return 0.0
+        return min(latency_requests(percent) / rollout.rate_per_s, MOST_S)
+
     def _evidence(
         self, evidence: Evidence, percent: int, phase: Phase, version: str, created: str, current: str
     ) -> Evidence:
-        """With what a phase adds. Latencies are compared where the load per pod was comparable from its beginning to
-        its end."""
+        """With what a phase adds. Latencies are compared over the time in which the load per pod was comparable."""
         exposed, traffic = phase.exposed(version, self.stable), phase.traffic
         if phase.by_revision is not None:
             return evidence.after(
                 percent, exposed, None, "pods count requests, and no answer says which version gave it"
             )
-        loads = []
-        for pods in (phase.pods_before, phase.pods):
-            ours, theirs = pods_of(pods, created), pods_of(pods, current)
-            ratio = load_ratio(percent, ours, theirs)
-            loads.append(f"{ours} pods of the candidate and {theirs} of the other: {ratio:.2g} times the load per pod")
-            if not is_comparable(ratio):
-                return evidence.after(
-                    percent, exposed, None, f"there were {loads[-1]} (up to {COMPARABLE:g} is compared)"
-                )
-        fine = phase.counted & ~traffic.failed
+        loads = _loads(phase.watched, percent, created, current)
+        time_s = comparable_time(loads)
+        if time_s is None:
+            ours, theirs = pods_of(phase.pods, created), pods_of(phase.pods, current)
+            why = (
+                f"{ours} pods of the candidate and {theirs} of the other: {loads[-1][1]:.2g} times the requests per pod"
+            )
+            return evidence.after(percent, exposed, None, why)
+        fine = traffic.due_between(*time_s) & ~traffic.failed
         blocks = blocks_of(
             traffic.due_s,
             traffic.latency_s,
@@ -489,6 +498,11 @@ class _Suite(Stages):
             observed=f"{share} % for {created}, other versions: {strangers or 'none'}",
         )
         yield self._lossless(name, "candidate", phase)
+
+
+def _loads(watched: Watched, percent: int, created: str, current: str) -> list[tuple[float, float]]:
+    """When, and the requests per pod of the candidate over those of the other version."""
+    return [(when_s, load_ratio(percent, pods_of(pods, created), pods_of(pods, current))) for when_s, pods in watched]
 
 
 def _created_s(pod: Object) -> float:
