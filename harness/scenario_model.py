@@ -406,8 +406,18 @@ class AutoscalingStep(_Traffic):
 class Guards(Strict):
     """What ends a roll-out by itself."""
 
-    errors: float = Field(0.001, ge=0, lt=1, description="the share of the candidate's requests that may fail")
-    latency_ratio: float = Field(1.5, gt=1, description="how many times slower the candidate may be")
+    errors: float = Field(
+        0.001,
+        gt=0,
+        lt=1,
+        description="how much larger the share of the candidate's requests that fail may be than that of the version"
+        " before it; 0.001 takes 3,000 requests of the candidate, 0.01 takes 300",
+    )
+    latency_ratio: float | None = Field(
+        1.5,
+        gt=1,
+        description="how many times slower the candidate may be, at equal load per pod; null does not compare them",
+    )
     parity: bool = Field(True, description="whether its answers must be the same, within tolerance")
 
 
@@ -451,6 +461,8 @@ class CanaryStep(_Step):
     def _rising(self) -> CanaryStep:
         if self.percents != sorted(set(self.percents)):
             raise ValueError(f"expected 'percents' to rise, got {self.percents}")
+        if isinstance(self.told_apart, ByCounter) and self.guards.latency_ratio is not None:
+            raise ValueError("counters do not say which version gave an answer: set guards.latency_ratio to null")
         return self
 
 

@@ -43,6 +43,7 @@ STEPS: dict[str, dict[str, Any]] = {
         "rate": "200/s",
         "percents": [50],
         "resolution": 0.12,
+        "guards": {"errors": 0.005, "latency_ratio": 2.5},  # several clusters share the processors
         "candidates": [CANDIDATE],
         "broken": False,
         "ready_within": "8s",
@@ -93,7 +94,11 @@ def scenario(
         told = ["--model-version", "2", "--version-header", header]
         step |= {"told_apart": {"header": header}, "candidates": [{"predictor": {"model": {"args": told}}}]}
     elastic = suite in ("cold-start", "autoscaling")
-    plain = {"annotations": WINDOW, **({"model": {"args": ["--version-header", header]}} if header else {})}
+    plain = {
+        "maxReplicas": 1,
+        "annotations": WINDOW,
+        **({"model": {"args": ["--version-header", header]}} if header else {}),
+    }
     service = {
         "runtime": "reference",
         "model": "identity",

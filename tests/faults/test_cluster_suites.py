@@ -56,7 +56,7 @@ SOUND: dict[str, tuple[str, dict[str, Any]]] = {
     **{suite: (suite, {"broken": True} if suite == "canary-rollback" else {}) for suite in STEPS},
     "canary-rollback in Standard mode": ("canary-rollback", {"standard": True, "broken": True}),
 }
-ONCE = {"canary-rollback by header": ("canary-rollback", {"header": "x-served-by", "percents": [30]})}
+ONCE = {"canary-rollback by header": ("canary-rollback", {"header": "x-served-by", "percents": [30, 50]})}
 """In one round only: what differs from the others is how answers are told apart."""
 BRIEF = {"shape": "steps 4/s 40/s", "duration": "16s", "back_within": "1s", "zero_within": "1s"}
 TWO = {"candidates": [CANDIDATE, NEXT]}
@@ -80,8 +80,13 @@ CASES = (
     Case("canary-rollback", ("old-revision-revived",), ("candidate-2.old_pods.50",), step=TWO),
     Case("canary-rollback", ("dropped-at-rollover",), ("candidate-1.promotion.lossless",)),
     Case("canary-rollback", (), ("candidate-1.parity.50",), step=candidate("wrong-outputs"), quick=True),
-    Case("canary-rollback", (), ("candidate-1.errors.50",), step=candidate("errors=2%")),
-    Case("canary-rollback", (), ("candidate-1.latency.50",), step=candidate("latency=3x")),
+    Case("canary-rollback", (), ("candidate-1.errors.50",), step={**candidate("errors=2%"), "guards": {}}),
+    Case(
+        "canary-rollback",
+        (),
+        ("candidate-1.latency.50",),
+        step={**candidate("latency=3x"), "guards": {"errors": 0.005}},
+    ),
     Case("canary-rollback", (), error="no revision after m-predictor-00001 was ready", step=candidate("hanging-load")),
     Case("probes", ("crash-after=50",), ("busy.liveness",)),
     Case("probes", ("readiness-flaps",), ("busy.readiness",)),

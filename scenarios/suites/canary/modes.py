@@ -59,6 +59,10 @@ class Mode(Protocol):
         """Its part in percent, as the status has it."""
         ...
 
+    async def without(self, revisions: set[str]) -> None:
+        """Waits until none of them gets requests."""
+        ...
+
 
 async def mode_of(deployed: Deployed, ready_within_s: float) -> Mode:
     said = ((await deployed.isvc()).get("status") or {}).get("deploymentMode", "")
@@ -113,6 +117,13 @@ class KnativeMode:
 
     async def share_of(self, revision: str) -> int:
         return (await self.deployed.traffic()).get(revision, 0)
+
+    async def without(self, revisions: set[str]) -> None:
+        async def none() -> bool:
+            shares = await self.deployed.traffic()
+            return bool(shares) and not any(shares.get(name) for name in revisions)
+
+        await self.deployed.until("traffic to the service as it was", none, self.ready_within_s)
 
     async def _patch(self, percent: int | None) -> None:
         await self.deployed.kserve.patch(self.deployed.name, {"spec": {"predictor": {CLEAR: percent}}})
@@ -195,6 +206,13 @@ class StandardMode:
         name = revision.removeprefix(f"{self.deployed.name}-").removesuffix("-predictor")
         ready, percent = await self._status(name)
         return percent if ready else 0  # a canary that is not ready has none, whatever it is to have
+
+    async def without(self, revisions: set[str]) -> None:
+        async def none() -> bool:
+            pods = await self.deployed.pods()
+            return any(map(is_pod_ready, pods)) and not any(revision_of(pod) in revisions for pod in pods)
+
+        await self.deployed.until("the end of the candidates' pods", none, self.ready_within_s)
 
     async def _canary(self, name: str, wanted: Object, percent: int) -> None:
         predictor = {key: value for key, value in wanted.items() if key not in _FIXED}

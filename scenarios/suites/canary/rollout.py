@@ -4,188 +4,75 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter as Tally
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 
 from harness.deployed import Deployed, revision_of
 from harness.errors import ClusterError, MeasurementError
-from harness.load.job import Protocol
 from harness.records import CheckResult, Measurement, Record, Series, TimelineEvent
-from harness.scenario_model import Counter, Variant
-from harness.stats import accepted_counts, draws_needed
+from harness.scenario_model import Variant
+from harness.stats import accepted_counts, binomial_p_value
 from harness.units import format_duration
-from scenarios.suites.canary.comparison import candidate_errors, compare_latency, split_p_value, surely_slower
-from scenarios.suites.canary.counters import read
-from scenarios.suites.canary.modes import STATUS_S, Mode, mode_of
+from scenarios.suites.canary.errors import Count
+from scenarios.suites.canary.guards import (
+    MOST_S,
+    Evidence,
+    Finding,
+    Ruling,
+    baseline_requests,
+    judge_errors,
+    judge_latency,
+    overall,
+    requests_planned,
+)
+from scenarios.suites.canary.latency import blocks_of, comparable_since, comparable_time, load_ratio
+from scenarios.suites.canary.latency import requests_planned as latency_requests
+from scenarios.suites.canary.modes import Mode, mode_of
+from scenarios.suites.canary.phases import ALPHA, LEAST_S, Object, Phase, Rollout, Stages, Watched, pods_of
 from scenarios.suites.judging import Judge
-from scenarios.suites.load import Plan
-from scenarios.suites.load.background import Traffic, background, pause
-from scenarios.suites.load.requests import Encoded, encode
 
 SUITE = "canary-rollback"
-ALPHA, POWER = 1e-4, 0.99
-"""Of the test of a split: how often a right one is called wrong, and one that is off by the resolution is found."""
-BASELINE_REQUESTS = 200
-LEAST_S = 3.0
-"""Of the part of a phase that counts."""
-MARGIN_S = 60.0
-"""Of load, beyond what a phase is expected to take."""
 _MOVES = {
     "promotion": "the promotion",
     "rollback": "the rollback",
     "again": "the second promotion",
     "candidate": "the roll-out of a version that cannot load",
 }
-Object = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """What the step asks for; rates in requests a second, durations in seconds, shares between 0 and 1."""
-
-    candidates: tuple[Variant, ...]
-    percents: tuple[int, ...]
-    rate_per_s: float
-    protocol: Protocol
-    timeout_s: float
-    resolution: float
-    settle_s: float
-    ready_within_s: float
-    rollback_within_s: float
-    errors: float
-    latency_ratio: float
-    parity: bool
-    broken: bool
-    header: str
-    """The response header that says which version answered; empty takes the model version in the answers."""
-    counter: Counter | None
-    """What pods count their requests by, where nothing in an answer says whose it is."""
-    seed: int
-
-    def requests(self, percent: int) -> int:
-        return draws_needed(percent / 100, self.resolution, ALPHA, POWER)
+class _WithdrawnError(Exception):
+    """The candidate broke a guard, or was not shown to keep all of them: it was taken back."""
 
 
-@dataclass
-class Phase:
-    """One stage of load. ``changed_s`` is when the change was asked for, ``counts_s`` from when on requests count;
-    times of ``time.monotonic``."""
-
-    name: str
-    traffic: Traffic
-    changed_s: float
-    counts_s: float
-    pods: list[Object] = field(default_factory=list)
-    by_revision: dict[str, int] | None = None
-    """Requests that the pods have counted, where that is how versions are told apart."""
-    before: Traffic | None = None
-    """The stage with the change in it, where requests were counted in another."""
-
-    @property
-    def failed(self) -> int:
-        """Requests that failed, from before the change to the end."""
-        return int(self.traffic.failed.sum()) + (int(self.before.failed.sum()) if self.before else 0)
-
-    @property
-    def sent(self) -> int:
-        return len(self.traffic) + (len(self.before) if self.before else 0)
-
-    @property
-    def counted(self) -> Any:
-        return self.traffic.due_s >= self.counts_s
-
-    def versions(self) -> Tally[str]:
-        """Of the answers that count: which versions, or where pods count them, which revisions."""
-        if self.by_revision is not None:
-            return Tally({name: count for name, count in self.by_revision.items() if count})
-        return Tally(version for version in self.traffic.version[self.counted].tolist() if version)
-
-
-class _GuardError(Exception):
-    """The candidate broke a guard: it is taken back."""
-
-
-class _Suite:
+class _Suite(Stages):
     def __init__(self, deployed: Deployed, rollout: Rollout, step: str, note: Callable[[str], None]) -> None:
-        self.deployed = deployed
-        self.rollout = rollout
-        self.step = step
+        super().__init__(deployed, rollout, step)
         self.note = note
         self.judge = Judge(SUITE, deployed.endpoint, step)
-        self.stages = 0
         self.stable = ""
         """The model version that serves."""
+        self.first = ""
+        """The one that served before anything changed."""
         self.former: list[str] = []
         """Versions that served before."""
-        self.usual_errors = 0.0
-        self.encoded: Sequence[Encoded] | None = None
+        self.offered: set[str] = set()
+        """Revisions of candidates, the one that cannot load included."""
+        self.usual = Count(0, 0)
+        """Requests of the version that serves, alone."""
+        self.short: dict[str, str] = {}
+        """What the planned requests of a phase are not enough for."""
         self.mode: Mode
         self.split: dict[str, list[float]] = {
             name: [] for name in ("t_s", "percent", "requests", "candidate", "errors")
         }
         self.began_s = time.monotonic()
 
-    # Phases
-
-    async def phase(self, name: str, seconds: float, change: Callable[[], Awaitable[None]] | None = None) -> Phase:
-        """Load; the change, which returns when the status says that it is done; and load that counts. Where pods count
-        the requests, a stage of its own follows, with nothing but load in it."""
-        if self.rollout.counter is None:
-            return await self._stage(name, seconds, change)
-        if self.encoded is None:
-            self.encoded = await encode(self.deployed.endpoint, self._plan(name, 1.0))
-        found = await self._stage(name, 0.0, change)
-        before = await read(self.deployed, self.rollout.counter)
-        counting = await self._stage(f"{name}-count", seconds, None)
-        counts = (await read(self.deployed, self.rollout.counter)).since(before)
-        sent, seen = len(counting.traffic), sum(counts.values())
-        answered = sent - int(counting.traffic.failed.sum())
-        if not answered <= seen <= sent:
-            raise MeasurementError(
-                f"{self.step}: {sent} requests were answered and {self.rollout.counter.metric} counted {seen}: it"
-                " counts something else, somebody else asks as well, or a pod went with its counter"
-            )
-        counting.by_revision, counting.changed_s = counts, found.changed_s
-        counting.before = found.traffic
-        return counting
-
-    def _plan(self, name: str, longest_s: float) -> Plan:
-        self.stages += 1
-        return Plan(
-            name=f"{self.step}-{name}",
-            duration_s=longest_s,
-            rate_per_s=self.rollout.rate_per_s,
-            protocol=self.rollout.protocol,
-            timeout_s=self.rollout.timeout_s,
-            warmup_s=0.0,
-            seed=self.rollout.seed + self.stages,
-        )
-
-    async def _stage(self, name: str, seconds: float, change: Callable[[], Awaitable[None]] | None) -> Phase:
-        longest_s = max(seconds, LEAST_S) + MARGIN_S + (self.rollout.ready_within_s + STATUS_S if change else 0.0)
-        plan = self._plan(name, longest_s)
-        async with background(self.deployed.endpoint, plan, self.encoded, self.rollout.header) as running:
-            self.encoded = running.encoded  # what is right was settled before anything changed
-            await pause(running, 1.0)
-            changed_s = time.monotonic()
-            if change:
-                await change()
-                await pause(running, self.rollout.settle_s)
-            counts_s = time.monotonic()
-            await pause(running, max(seconds, LEAST_S))
-            pods = await self.deployed.pods()
-            traffic = await running.finish()
-        found = Phase(name, traffic, changed_s, counts_s, pods)
-        if not found.counted.any():
-            raise MeasurementError(f"{self.step}: no request of phase {name} counts; raise the rate")
-        return found
-
-    # The suite
+    @property
+    def _baseline_s(self) -> float:
+        rollout = self.rollout
+        return baseline_requests(rollout.limits, rollout.percents[-1], rollout.rate_per_s) / rollout.rate_per_s
 
     async def run(self) -> AsyncIterator[Record]:
         rollout = self.rollout
@@ -193,7 +80,7 @@ class _Suite:
         current = await self.mode.current()
         if not current:
             raise MeasurementError(f"{self.deployed.name}: expected one version that serves before the first candidate")
-        baseline = await self.phase("baseline", BASELINE_REQUESTS / rollout.rate_per_s)
+        baseline = await self.phase("baseline", self._baseline_s)
         yield self._baseline(baseline)
         predictor = self.deployed.predictor
         try:
@@ -204,19 +91,20 @@ class _Suite:
             if rollout.broken:
                 async for record in self._broken(predictor, current):
                     yield record
-        except _GuardError as error:
-            self.note(f"{self.step}: rolled back: {error}")
-        finally:
+        except _WithdrawnError as error:
+            self.note(f"{self.step}: {error}")
+        except BaseException:
             with contextlib.suppress(ClusterError):
                 await self.deployed.restore()
-        await self.deployed.settled(rollout.ready_within_s)
+            raise
+        yield await self._restored()
         if self.split["t_s"]:
             yield Series("split", self.deployed.name, self.step, self.split)
 
     def _baseline(self, phase: Phase) -> CheckResult:
         versions = phase.versions()
         failed = phase.failed
-        self.usual_errors = failed / phase.sent
+        self.usual = Count(failed, phase.sent)
         if len(versions) != 1:
             seen = ", ".join(versions) or "none"
             raise MeasurementError(
@@ -225,6 +113,7 @@ class _Suite:
                 " told_apart to a header or a counter"
             )
         (self.stable,) = versions
+        self.first = self.stable
         return self.judge.check(
             "baseline",
             "Before anything changes, requests are answered, and rightly.",
@@ -244,11 +133,39 @@ class _Suite:
         wrong = phase.traffic.wrong
         return f", {len(wrong)} wrong answers, the first: {next(iter(wrong.values()))}" if wrong else ""
 
+    async def _restored(self) -> CheckResult:
+        """The service as it was deployed, whatever became of the candidates."""
+
+        async def change() -> None:
+            await self.deployed.restore()
+            await self.deployed.settled(self.rollout.ready_within_s)
+            await self.mode.without(self.offered)
+
+        phase = await self.phase("restored", LEAST_S, change)
+        versions = phase.versions()
+        if self.rollout.counter is None:
+            strangers = {name: count for name, count in versions.items() if name != self.first}
+            wanted = f"version {self.first}"
+        else:  # the service as it was may be a revision of its own
+            strangers = {name: count for name, count in versions.items() if name in self.offered}
+            wanted = "no revision of a candidate"
+        failed = phase.counts.failed
+        shown = ", ".join(f"{count} of version {name}" for name, count in versions.items()) or "no answer"
+        return self.judge.check(
+            "restored",
+            "At the end the service is as it was.",
+            bool(versions) and not strangers and not failed,
+            expected=f"answers of {wanted} only, and no failed request",
+            observed=f"{shown}; {failed} failed",
+        )
+
     async def _roll_out(self, number: int, candidate: Variant, current: str) -> AsyncIterator[Record]:
         rollout, name = self.rollout, f"candidate-{number}"
         wanted = await self.deployed.variant(candidate)
         version = created = ""
+        evidence = Evidence(self.usual, by_answer=bool(rollout.header))
         for percent in rollout.percents:
+            last = percent == rollout.percents[-1]
 
             async def change(percent: int = percent) -> None:
                 nonlocal created
@@ -256,27 +173,89 @@ class _Suite:
                     await self.mode.shift(created, current, percent)
                 else:
                     created = await self.mode.offer(name, wanted, percent, current)
+                    self.offered.add(created)
 
-            needed = rollout.requests(percent)
-            phase = await self.phase(f"{name}-{percent}", needed / rollout.rate_per_s, change)
+            plan = {
+                comparable: self._seconds(name, percent, evidence, comparable=comparable, last=last)
+                for comparable in (False, True)
+            }
+
+            def until(watched: Watched, percent: int = percent, plan: dict[bool, float] = plan) -> float:
+                since_s = comparable_since(_loads(watched, percent, created, current))
+                least_s = watched[0][0] + plan[False]
+                return least_s if since_s is None else max(least_s, since_s + self._latency_s(percent))
+
+            phase = await self.phase(f"{name}-{percent}", max(plan.values()), change, until)
             versions = phase.versions()
             others = [item for item in versions if item not in (self.stable, *self.former)]
             version = version or (others[0] if others else "")
-            yield self._split_check(name, percent, needed, phase, version)
+            yield self._split_check(name, percent, rollout.requests(percent), phase, version)
             yield self._no_others(name, percent, phase, version)
             yield self._no_old_pods(name, percent, phase, {created, current})
-            broken = ""
-            for check, why in self._guards(name, percent, phase, version):
-                broken = broken or why
-                yield check
-            if broken:
-                async for record in self._take_back(name, phase, current, version):
+            yield self._change_check(name, percent, phase)
+            evidence = self._evidence(evidence, percent, phase, version, created, current)
+            guards = {
+                "errors": judge_errors(evidence, rollout.limits, last=last),
+                "latency": judge_latency(evidence, rollout.limits, last=last),
+                "parity": self._parity(phase, version),
+            }
+            for guard, finding in guards.items():
+                yield self._guard_check(name, guard, percent, finding)
+            ruling = overall(guards.values(), last=last)
+            if ruling in (Ruling.BROKEN, Ruling.UNDECIDED):
+                which = ", ".join(guard for guard, finding in guards.items() if finding.ruling is ruling)
+                what = "was broken" if ruling is Ruling.BROKEN else "is not decided, which is no promotion"
+                async for record in self._take_back(name, phase, current, version, f"{which}: the guard {what}"):
                     yield record
-                raise _GuardError(broken)
-        async for record in self._promote_and_back(name, created, current, version):
+                raise _WithdrawnError(f"{name} was rolled back at {percent} %: {which} {what}")
+        async for record in self._promote_and_back(
+            name, created, current, version, last=number == len(rollout.candidates)
+        ):
             yield record
         self.former.append(self.stable)
         self.stable = version
+
+    def _seconds(self, name: str, percent: int, evidence: Evidence, *, comparable: bool, last: bool) -> float:
+        rollout = self.rollout
+        comparable = comparable and rollout.counter is None
+        planned, short = requests_planned(
+            rollout.limits, percent, evidence, comparable=comparable, last=last, rate_per_s=rollout.rate_per_s
+        )
+        if short:
+            self.short[f"{name} at {percent} %"] = short
+        return max(planned, rollout.requests(percent)) / rollout.rate_per_s
+
+    def _latency_s(self, percent: int) -> float:
+        rollout = self.rollout
+        if rollout.latency_ratio is None or rollout.counter is not None:
+            return 0.0
+        return min(latency_requests(percent) / rollout.rate_per_s, MOST_S)
+
+    def _evidence(
+        self, evidence: Evidence, percent: int, phase: Phase, version: str, created: str, current: str
+    ) -> Evidence:
+        """With what a phase adds. Latencies are compared over the time in which the load per pod was comparable."""
+        exposed, traffic = phase.exposed(version, self.stable), phase.traffic
+        if phase.by_revision is not None:
+            return evidence.after(
+                percent, exposed, None, "pods count requests, and no answer says which version gave it"
+            )
+        loads = _loads(phase.watched, percent, created, current)
+        time_s = comparable_time(loads)
+        if time_s is None:
+            ours, theirs = pods_of(phase.pods, created), pods_of(phase.pods, current)
+            why = (
+                f"{ours} pods of the candidate and {theirs} of the other: {loads[-1][1]:.2g} times the requests per pod"
+            )
+            return evidence.after(percent, exposed, None, why)
+        fine = traffic.due_between(*time_s) & ~traffic.failed
+        blocks = blocks_of(
+            traffic.due_s,
+            traffic.latency_s,
+            fine & (traffic.version == version),
+            fine & (traffic.version == self.stable),
+        )
+        return evidence.after(percent, exposed, blocks)
 
     def _split_check(self, name: str, percent: int, needed: int, phase: Phase, version: str) -> CheckResult:
         versions = phase.versions()
@@ -286,7 +265,7 @@ class _Suite:
         if not total:
             return self.judge.unjudged(f"{name}.split.{percent}", requirement, "no answer named a model version")
         low, high = accepted_counts(total, percent / 100, ALPHA)
-        chance = split_p_value(candidate, total, percent)
+        chance = binomial_p_value(candidate, total, percent / 100)
         text = f"{candidate} of {total} ({candidate / total:.1%}), p = {chance:.2g}"
         if not version:
             text += "; no answer named a new model version: it got nothing, or it cannot be told apart"
@@ -354,67 +333,56 @@ class _Suite:
             observed=f"new pods of {shown}" if shown else f"{len(phase.pods)} pods, none of them of another revision",
         )
 
-    def _guards(self, name: str, percent: int, phase: Phase, version: str) -> list[tuple[CheckResult, str]]:
-        """Checks, each with what a violation says; empty where there is none."""
-        rollout, traffic = self.rollout, phase.traffic
-        counted = phase.counted
-        ours = counted & (traffic.version == version) if version else np.zeros(len(traffic), dtype=bool)
-        theirs = counted & (traffic.version == self.stable)
-        found: list[tuple[CheckResult, str]] = []
-
-        answered = phase.versions().get(version, 0) if version else 0
-        failed, total = int((traffic.failed & counted).sum()), int(counted.sum())
-        errors = candidate_errors(failed, total, answered, self.usual_errors)
-        bad = errors.least > rollout.errors
-        text = f"{failed} of {total} failed ({traffic.errors_text(counted)})"
-        if failed:
-            text += f"; of the candidate's {errors.share:.2%}, at least {errors.least:.2%}"
-        check = self.judge.check(
-            f"{name}.errors.{percent}",
-            f"At most {rollout.errors * 100:.3g} % of the candidate's requests fail.",
-            not bad,
-            expected=f"a share of at most {rollout.errors:.2%}",
-            observed=text,
+    def _change_check(self, name: str, percent: int, phase: Phase) -> CheckResult:
+        """What fails before the requests count is not in the guard on errors."""
+        changing = phase.changing
+        return self.judge.check(
+            f"{name}.change.{percent}",
+            "No request fails while the candidate is given its part.",
+            not changing.failed,
+            expected=f"0 of {changing.n} failed",
+            observed=f"{changing.failed} of {changing.n} failed",
         )
-        found.append((check, f"errors: {text}" if bad else ""))
 
-        requirement = f"The candidate is at most {rollout.latency_ratio:g} times slower."
-        compared = compare_latency(
-            traffic.latency_s[ours & ~traffic.failed], traffic.latency_s[theirs & ~traffic.failed]
-        )
-        if phase.by_revision is not None:
-            unknown = "where pods count requests, no answer says which version gave it"
-            found.append((self.judge.skipped(f"{name}.latency.{percent}", requirement, unknown), ""))
-        elif not compared:
-            few = f"{int(ours.sum())} and {int(theirs.sum())} answers are too few to compare"
-            found.append((self.judge.unjudged(f"{name}.latency.{percent}", requirement, few), ""))
-        else:
-            slower = surely_slower(compared, rollout.latency_ratio)
-            text = slower.text() if slower else "; ".join(item.text() for item in compared)
-            check = self.judge.check(
-                f"{name}.latency.{percent}",
-                requirement,
-                slower is None,
-                expected=f"no percentile surely above {rollout.latency_ratio:g} times that of version {self.stable}",
-                observed=text,
-            )
-            found.append((check, f"latency: {text}" if slower else ""))
-
+    def _parity(self, phase: Phase, version: str) -> Finding:
+        if not self.rollout.parity:
+            return Finding(Ruling.OFF, "", "", "guards.parity is off")
+        traffic, answered = phase.traffic, phase.versions().get(version, 0) if version else 0
         wrong = [what for place, what in traffic.wrong.items() if traffic.version[place] != self.stable]
-        text = f"{len(wrong)} wrong, the first: {wrong[0]}" if wrong else f"{answered} answers, all right"
-        requirement = "The candidate's answers are those of the version before it, within tolerance."
-        if not rollout.parity:
-            return [*found, (self.judge.skipped(f"{name}.parity.{percent}", requirement, "guards.parity is off"), "")]
-        if not answered and not wrong:
-            nothing = "the candidate gave no answer"
-            return [*found, (self.judge.unjudged(f"{name}.parity.{percent}", requirement, nothing), "")]
-        check = self.judge.check(
-            f"{name}.parity.{percent}", requirement, not wrong, expected="the same outputs", observed=text
-        )
-        return [*found, (check, f"parity: {text}" if wrong else "")]
+        expected = "the same outputs"
+        if wrong:
+            return Finding(Ruling.BROKEN, expected, f"{len(wrong)} wrong, the first: {wrong[0]}")
+        if not answered:
+            return Finding(Ruling.UNDECIDED, expected, "no answer", "the candidate gave no answer")
+        return Finding(Ruling.HELD, expected, f"{answered} answers, all right")
 
-    async def _take_back(self, name: str, broke: Phase, current: str, version: str) -> AsyncIterator[Record]:
-        """The automatic rollback of a candidate that broke a guard."""
+    def _guard_check(self, name: str, guard: str, percent: int, finding: Finding) -> CheckResult:
+        rollout, check_id = self.rollout, f"{name}.{guard}.{percent}"
+        requirement = {
+            "errors": f"The candidate fails at most {rollout.errors:.3%} more of its requests than the other version.",
+            "latency": f"The candidate is at most {rollout.latency_ratio or 0:g} times slower.",
+            "parity": "The candidate's answers are those of the version before it, within tolerance.",
+        }[guard]
+        match finding.ruling:
+            case Ruling.OFF:
+                return self.judge.skipped(check_id, requirement, finding.reason)
+            case Ruling.LATER:
+                decides = f"not broken so far, and decided at {rollout.percents[-1]} %: {finding.observed}"
+                return self.judge.skipped(check_id, requirement, decides)
+            case Ruling.UNDECIDED:
+                short = self.short.get(f"{name} at {percent} %", "")
+                return self.judge.undecided(
+                    check_id,
+                    requirement,
+                    expected=finding.expected,
+                    observed=finding.observed,
+                    reason="; ".join(text for text in (finding.reason, short) if text),
+                )
+        held = finding.ruling is Ruling.HELD
+        return self.judge.check(check_id, requirement, held, expected=finding.expected, observed=finding.observed)
+
+    async def _take_back(self, name: str, at: Phase, current: str, version: str, why: str) -> AsyncIterator[Record]:
+        """The automatic rollback of a candidate that is not promoted."""
 
         async def change() -> None:
             await self.mode.withdraw(current)
@@ -422,9 +390,11 @@ class _Suite:
         phase = await self.phase(f"{name}-guard", LEAST_S, change)
         async for record in self._gone(name, "guard", phase, version, lossless=False):
             yield record
-        yield TimelineEvent("servecert", self.deployed.name, "rolled back", f"a guard was broken in {broke.name}")
+        yield TimelineEvent("servecert", self.deployed.name, "rolled back", f"{at.name}: {why}")
 
-    async def _promote_and_back(self, name: str, created: str, current: str, version: str) -> AsyncIterator[Record]:
+    async def _promote_and_back(
+        self, name: str, created: str, current: str, version: str, *, last: bool
+    ) -> AsyncIterator[Record]:
         async def promote() -> None:
             await self.mode.promote(created, current)
 
@@ -458,7 +428,9 @@ class _Suite:
         rollback = await self.phase(f"{name}-rollback", LEAST_S, back)
         async for record in self._gone(name, "rollback", rollback, version, lossless=True):
             yield record
-        again = await self.phase(f"{name}-again", LEAST_S, promote)
+        # What the next candidate's errors are compared with.
+        again = await self.phase(f"{name}-again", LEAST_S if last else self._baseline_s, promote)
+        self.usual = again.counts
         yield self._lossless(name, "again", again)
 
     def _lossless(self, name: str, what: str, phase: Phase) -> CheckResult:
@@ -512,6 +484,7 @@ class _Suite:
         async def change() -> None:
             nonlocal created
             created = await self.mode.offer_broken(wrong, current)
+            self.offered.add(created)
 
         phase = await self.phase(name, LEAST_S, change)
         share = await self.mode.share_of(created)
@@ -525,6 +498,11 @@ class _Suite:
             observed=f"{share} % for {created}, other versions: {strangers or 'none'}",
         )
         yield self._lossless(name, "candidate", phase)
+
+
+def _loads(watched: Watched, percent: int, created: str, current: str) -> list[tuple[float, float]]:
+    """When, and the requests per pod of the candidate over those of the other version."""
+    return [(when_s, load_ratio(percent, pods_of(pods, created), pods_of(pods, current))) for when_s, pods in watched]
 
 
 def _created_s(pod: Object) -> float:
