@@ -26,7 +26,7 @@ NEXT = {"predictor": {"model": {"args": ["--model-version", "3"]}}}
 
 STEPS: dict[str, dict[str, Any]] = {
     "cold-start": {
-        "trials": 1,
+        "trials": 3,
         "within": "6s",
         "zero_within": "40s",
         "warm": 10,
