@@ -27,7 +27,7 @@ from scenarios.suites.cold_start.phases import (
     settled,
     stamped,
 )
-from scenarios.suites.probes import readiness_changes
+from scenarios.suites.probes.pods import readiness_changes
 from tests.faults.cluster_runs import Silent
 
 START = 1_700_000_000.0
