@@ -93,7 +93,7 @@ class Watch(Generic[Change]):
     async def __aenter__(self) -> Self:
         self._thread.start()
         opened = await asyncio.to_thread(self._opened.wait, READY_S)
-        self._check()
+        self.check()
         if not opened:
             self._stop.set()
             raise ClusterError(f"the watch on {self._what} did not begin within {READY_S:g} s")
@@ -105,9 +105,10 @@ class Watch(Generic[Change]):
             self._watch.stop()
         await asyncio.to_thread(self._thread.join, 2.0)  # a watch that hears nothing ends by itself, later
         if exc[0] is None:
-            self._check()
+            self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises ClusterError where the watch has broken."""
         if self._error is not None:
             raise ClusterError(f"the watch on {self._what} broke: {self._error}") from self._error
 
@@ -118,7 +119,7 @@ class Watch(Generic[Change]):
             for change in self.changes[since:]:
                 if condition(change):
                     return change
-            self._check()
+            self.check()
             if time.monotonic() > deadline:
                 return None
             await asyncio.sleep(0.005)
