@@ -20,8 +20,9 @@ CONFIDENCE = 0.95
 ENOUGH = 5
 """The fewest trials of which all being within says enough without an assumption."""
 MOST = 1000
-STUDENT = {2: 6.314, 3: 2.920, 4: 2.353}
-"""95 % quantiles of Student's t of one, two and three degrees of freedom, by the number of trials."""
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182}
+"""97.5 % quantiles of Student's t of one, two and three degrees of freedom, by the number of trials: more than the
+confidence, so that it holds for times with a longer tail, too."""
 LEAST_SHARE = 0.01
 """Of the budget: what is shorter counts as this, so that nothing is far from no time at all."""
 
