@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 from harness.apierrors import PASSING, explain
 from harness.errors import ClusterError, DeployError
 from harness.kubeclient import api_client, authorized
-from harness.podwatch import PodWatch
+from harness.kubeevents import Happened, last_stamp, likely_offset_s, times
+from harness.podwatch import EventWatch, PodWatch
 from harness.records import TimelineEvent
 
 Object = dict[str, Any]
@@ -230,6 +232,8 @@ class KServe:
             "version", self._client.VersionApi(self._core.api_client).get_code_with_http_info
         )
         after = datetime.now(UTC).timestamp()
+        if not headers.get("date"):
+            raise ClusterError("the API server's answers have no Date header, so its clock is not known")
         stamp = parsedate_to_datetime(headers["date"]).timestamp()
         return stamp - after, stamp + 1 - before
 
@@ -237,6 +241,21 @@ class KServe:
         """An asynchronous context manager that follows the pods of a service."""
         selector = f"serving.kserve.io/inferenceservice={name}"
         return PodWatch(self._core, self.namespace, selector, self.patience_s)
+
+    def watch_events(self) -> EventWatch:
+        """An asynchronous context manager that follows the events about pods."""
+        return EventWatch(self._core, self.namespace, self.patience_s)
+
+    async def happened(self, reason: str) -> dict[str, Happened]:
+        """The events of a reason by their uids, with how often each has happened: an event that happens again counts
+        up, and the list of events does not grow."""
+        return {
+            item["metadata"]["uid"]: Happened(
+                times(item), str(item["involvedObject"].get("name", "")), str(item.get("message") or "")
+            )
+            for item in await self._events()
+            if item.get("reason") == reason
+        }
 
     async def pods(self, name: str) -> list[Object]:
         selector = f"serving.kserve.io/inferenceservice={name}"
@@ -310,7 +329,7 @@ class KServe:
         ]
         if not theirs:
             return ""
-        newest = max(theirs, key=lambda item: str(item.get("lastTimestamp") or item.get("eventTime") or ""))
+        newest = max(theirs, key=lambda item: last_stamp(item) or "")
         about = newest["involvedObject"]
         what = f"{newest.get('reason')}: {newest.get('message')}"
         return f"; last warning: {about.get('kind')} {self.namespace}/{about.get('name')}: {what}"
@@ -375,30 +394,34 @@ class KServe:
     async def begin_timeline(self) -> None:
         """What the namespace's events tell of up to now is not of this run: they stay for an hour, and services of
         earlier runs had the same names."""
-        self._before = {item["metadata"]["uid"]: _times(item) for item in await self._events()}
+        self._before = {item["metadata"]["uid"]: times(item) for item in await self._events()}
 
     async def timeline(self) -> list[TimelineEvent]:
-        """The namespace's Kubernetes events since it began, in order."""
+        """The namespace's Kubernetes events since it began, in order; on this machine's clock as far as the cluster's
+        is known."""
         items = await self._events()
+        ahead_s = 0.0
+        with contextlib.suppress(ClusterError, LookupError):
+            ahead_s = likely_offset_s(await self.clock_offset_s())
         here, wall = time.monotonic(), datetime.now(UTC)
         found = []
         for item in items:
             before = self._before.get(item["metadata"]["uid"], 0)
-            times = _times(item) - before
-            if times <= 0:
+            count = times(item) - before
+            if count <= 0:
                 continue
             first = item.get("eventTime") or item.get("firstTimestamp")
-            stamp = (item.get("lastTimestamp") if before else first) or item["metadata"]["creationTimestamp"]
+            stamp = (last_stamp(item) if before else first) or item["metadata"]["creationTimestamp"]
             moment = datetime.fromisoformat(stamp)
             about = item["involvedObject"]
-            count = f" (×{times})" if times > 1 else ""
+            often = f" (×{count})" if count > 1 else ""
             found.append(
                 TimelineEvent(
                     source="kubernetes",
                     object=f"{about.get('kind', '').lower()}/{about.get('name', '')}",
                     what=item.get("reason") or "",
-                    detail=(item.get("message") or "") + count,
-                    monotonic_s=here - (wall - moment).total_seconds(),
+                    detail=(item.get("message") or "") + often,
+                    monotonic_s=here - (wall - moment).total_seconds() - ahead_s,
                     wall=moment.isoformat(timespec="milliseconds"),
                 )
             )
@@ -406,11 +429,6 @@ class KServe:
 
 
 # Reading statuses: pure
-
-
-def _times(event: Object) -> int:
-    """How often it happened."""
-    return int((event.get("series") or {}).get("count") or event.get("count") or 1)
 
 
 def traffic_of(isvc: Object) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""Follows the pods of a service by a Kubernetes watch, and notes on this machine's clock when each change arrived."""
+"""Follows the pods of a service, and the events about pods, by Kubernetes watches, and notes on this machine's clock
+when each change arrived."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from harness.errors import ClusterError
 
@@ -32,26 +33,70 @@ class PodChange:
         return str(self.pod["metadata"]["name"])
 
 
-class PodWatch:
-    """``changes`` grows while it is open. Raises ClusterError on leaving where the watch broke."""
+@dataclass(frozen=True)
+class EventChange:
+    """An event that is new, or has happened once more. Times as of ``PodChange``."""
 
-    def __init__(self, core: Any, namespace: str, selector: str, patience_s: float = 0.0) -> None:
-        """``patience_s`` is for how long the API may not answer before the watch counts as broken."""
+    at_s: float
+    wall_s: float
+    type: str
+    event: Object
+
+    @property
+    def pod(self) -> str:
+        """The name of the pod that it is about; empty where it is about something else."""
+        about = self.event.get("involvedObject") or {}
+        return str(about.get("name", "")) if about.get("kind") == "Pod" else ""
+
+    @property
+    def reason(self) -> str:
+        return str(self.event.get("reason") or "")
+
+    @property
+    def message(self) -> str:
+        return str(self.event.get("message") or "")
+
+
+Change = TypeVar("Change")
+
+
+class Watch(Generic[Change]):
+    """``changes`` grows while it is open. Raises ClusterError on entering where it could not be opened, and on leaving
+    where it broke."""
+
+    def __init__(
+        self,
+        core: Any,
+        what: str,
+        listing: Callable[..., Any],
+        options: dict[str, str],
+        make: Callable[[float, float, str, Object], Change],
+        patience_s: float = 0.0,
+    ) -> None:
+        """``listing`` is a method of the client that lists, and watches. ``patience_s`` is for how long the API may not
+        answer before the watch counts as broken."""
         self._core = core
-        self._namespace = namespace
-        self._selector = selector
+        self._what = what
+        self._listing = listing
+        self._options = options
+        self._make = make
         self._patience_s = patience_s
         self._stop = threading.Event()
         self._opened = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="pod watch", daemon=True)
+        self._thread = threading.Thread(target=self._follow, name=f"watch on {what}", daemon=True)
         self._error: Exception | None = None
         self._watch: Any = None
-        self.changes: list[PodChange] = []
+        self._there: dict[str, Object] = {}
+        """The last of each object that is there, by its uid."""
+        self.changes: list[Change] = []
 
-    async def __aenter__(self) -> PodWatch:
+    async def __aenter__(self) -> Self:
         self._thread.start()
-        await asyncio.to_thread(self._opened.wait, READY_S)
-        self._check()
+        opened = await asyncio.to_thread(self._opened.wait, READY_S)
+        self.check()
+        if not opened:
+            self._stop.set()
+            raise ClusterError(f"the watch on {self._what} did not begin within {READY_S:g} s")
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -60,20 +105,21 @@ class PodWatch:
             self._watch.stop()
         await asyncio.to_thread(self._thread.join, 2.0)  # a watch that hears nothing ends by itself, later
         if exc[0] is None:
-            self._check()
+            self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises ClusterError where the watch has broken."""
         if self._error is not None:
-            raise ClusterError(f"the watch on pods {self._selector} broke: {self._error}") from self._error
+            raise ClusterError(f"the watch on {self._what} broke: {self._error}") from self._error
 
-    async def until(self, condition: Callable[[PodChange], bool], within_s: float, since: int = 0) -> PodChange | None:
+    async def until(self, condition: Callable[[Change], bool], within_s: float, since: int = 0) -> Change | None:
         """The first change from number ``since`` on that fits; None when none came in time."""
         deadline = time.monotonic() + within_s
         while True:
             for change in self.changes[since:]:
                 if condition(change):
                     return change
-            self._check()
+            self.check()
             if time.monotonic() > deadline:
                 return None
             await asyncio.sleep(0.005)
@@ -82,21 +128,17 @@ class PodWatch:
         from kubernetes import client, watch
 
         try:
-            listed = self._core.list_namespaced_pod(
-                self._namespace, label_selector=self._selector, _request_timeout=READY_S
-            )
-            for item in listed.items:
-                self._note("ADDED", item)
-            version = listed.metadata.resource_version
+            version: str | None = self._list()
             self._opened.set()
             heard_s = time.monotonic()
             while not self._stop.is_set():
                 self._watch = watch.Watch()  # type: ignore[no-untyped-call]
                 try:
+                    if version is None:
+                        version = self._list()
                     for event in self._watch.stream(
-                        self._core.list_namespaced_pod,
-                        self._namespace,
-                        label_selector=self._selector,
+                        self._listing,
+                        **self._options,
                         resource_version=version,
                         timeout_seconds=WATCH_S,
                         _request_timeout=WATCH_S + 15,
@@ -109,7 +151,7 @@ class PodWatch:
                 except client.ApiException as error:
                     if error.status != 410:
                         raise
-                    version = None  # too old: from what is there now on
+                    version = None  # too old: what is there now tells what was missed
                 except Exception:  # urllib3 raises many kinds
                     if time.monotonic() - heard_s > WATCH_S + self._patience_s or not self._patience_s:
                         raise
@@ -122,6 +164,40 @@ class PodWatch:
         finally:
             self._opened.set()
 
+    def _list(self) -> str:
+        """Notes what differs from what was known, deletions included; the version to watch from."""
+        listed = self._listing(**self._options, _request_timeout=READY_S)
+        here = {item.metadata.uid: item for item in listed.items}
+        for uid, known in list(self._there.items()):
+            if uid not in here:
+                self._note("DELETED", known)
+        for uid, item in here.items():
+            before = self._there.get(uid)
+            if before is None or before["metadata"].get("resourceVersion") != item.metadata.resource_version:
+                self._note("ADDED" if before is None else "MODIFIED", item)
+        return str(listed.metadata.resource_version)
+
     def _note(self, kind: str, item: Any) -> None:
-        pod = self._core.api_client.sanitize_for_serialization(item)
-        self.changes.append(PodChange(time.monotonic(), time.time(), kind, pod))
+        found = item if isinstance(item, dict) else self._core.api_client.sanitize_for_serialization(item)
+        uid = str(found["metadata"].get("uid", found["metadata"]["name"]))
+        if kind == "DELETED":
+            self._there.pop(uid, None)
+        else:
+            self._there[uid] = found
+        self.changes.append(self._make(time.monotonic(), time.time(), kind, found))
+
+
+class PodWatch(Watch[PodChange]):
+    """Of the pods that a selector of labels picks."""
+
+    def __init__(self, core: Any, namespace: str, selector: str, patience_s: float = 0.0) -> None:
+        options = {"namespace": namespace, "label_selector": selector}
+        super().__init__(core, f"pods {selector}", core.list_namespaced_pod, options, PodChange, patience_s)
+
+
+class EventWatch(Watch[EventChange]):
+    """Of a namespace's events about pods."""
+
+    def __init__(self, core: Any, namespace: str, patience_s: float = 0.0) -> None:
+        options = {"namespace": namespace, "field_selector": "involvedObject.kind=Pod"}
+        super().__init__(core, f"events in {namespace}", core.list_namespaced_event, options, EventChange, patience_s)

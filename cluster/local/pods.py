@@ -398,7 +398,8 @@ class Kubelet:
             elif runtime is not None:
                 try:
                     started = time.monotonic()
-                    if runtime.installed and not delay_s:
+                    present = runtime.installed and not delay_s
+                    if present:
                         self._event(worker, "Pulled", f'Container image "{image}" already present on machine')
                     else:
                         self._event(worker, "Pulling", f'Pulling image "{image}"')
@@ -406,7 +407,7 @@ class Kubelet:
                         return None
                     python = await asyncio.to_thread(runtime.python, stop=worker.stop_pull)
                     elapsed = time.monotonic() - started
-                    if elapsed > 1:
+                    if not present:
                         self._event(worker, "Pulled", f'Successfully pulled image "{image}" in {elapsed:.3f}s')
                     return runtime, python
                 except EnvironmentError_ as error:

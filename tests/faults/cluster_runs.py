@@ -26,11 +26,11 @@ NEXT = {"predictor": {"model": {"args": ["--model-version", "3"]}}}
 
 STEPS: dict[str, dict[str, Any]] = {
     "cold-start": {
-        "trials": 1,
-        "within": "6s",
+        "trials": 3,
+        "within": "15s",
         "zero_within": "40s",
         "warm": 10,
-        "budget": {"total": "3800ms", "ready": "2800ms"},
+        "budget": {"total": "8s", "ready": "6s"},
     },
     "autoscaling": {
         "shape": "steps 4/s 40/s 40/s 4/s",

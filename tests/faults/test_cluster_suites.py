@@ -61,8 +61,8 @@ ONCE = {"canary-rollback by header": ("canary-rollback", {"header": "x-served-by
 BRIEF = {"shape": "steps 4/s 40/s", "duration": "16s", "back_within": "1s", "zero_within": "1s"}
 TWO = {"candidates": [CANDIDATE, NEXT]}
 CASES = (
-    Case("cold-start", ("slow-image-pull=4s",), ("budget.total",)),
-    Case("cold-start", ("slow-load=4s",), ("budget.ready", "budget.total"), quick=True, step={"warm": 5}),
+    Case("cold-start", ("slow-image-pull=8s",), ("budget.total",)),
+    Case("cold-start", ("slow-load=8s",), ("budget.ready", "budget.total"), quick=True, step={"warm": 5}),
     Case("cold-start", ("hanging-load",), error="was not ready", step={"zero_within": "20s"}),
     Case("cold-start", ("cold-503",), ("answered",)),
     Case("cold-start", ("never-zero",), error="no pod did not come", step={"zero_within": "20s"}),

@@ -1,6 +1,7 @@
-"""From what was sent and what was seen to lag, overshoot, flapping and the model's band. Pure functions.
+"""From what was sent and what was seen to lag, overshoot and flapping. Pure functions.
 
-All series are by the second from the start of the load: index i is the second from i to i + 1.
+All series are by the second from the start of the load: index i is the second from i to i + 1. Lags are not: they are
+taken from the moments at which pods were seen to be ready.
 """
 
 from __future__ import annotations
@@ -8,22 +9,50 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.kpa import TICK_S, Autoscaler
 from harness.kpa_settings import Settings
+from harness.kserve import is_pod_ready
 from harness.load.arrivals import Segment
+from harness.podwatch import PodChange
 
 Floats = npt.NDArray[np.float64]
-FACTORS = (0.75, 1.0, 1.25)
-SHIFTS_S = (-1, 0, 1)
-"""The band: what the model does when it sees a quarter less or more than we do, a second earlier or later, and decides
-in odd or in even seconds."""
-EARLY_S, LATE_S = 3, 5
-"""A decision takes so long to show in the status, and the poll to see it."""
+PER_SECOND = 20
+"""So finely the moment is known at which a planned load needs a pod."""
+RESOLUTION_S = 0.1
+"""A lag is known to this: the plan's steps, and the way of a change over the watch. Both only make it longer."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A number that changes now and then: from each of ``moments_s`` on it is the value beside it; one at least."""
+
+    moments_s: Floats
+    values: Floats
+
+    def at(self, moment_s: float) -> float:
+        place = int(np.searchsorted(self.moments_s, moment_s, side="right")) - 1
+        return float(self.values[max(place, 0)])
+
+    def by_second(self, seconds: int) -> Floats:
+        return held(self.moments_s.tolist(), self.values.tolist(), seconds)
+
+
+def ready_steps(changes: Sequence[PodChange], start_s: float) -> Steps:
+    """The number of pods that are ready and stay, from ``start_s`` (of ``time.monotonic``); the changes of a watch."""
+    ready: set[str] = set()
+    moments, values = [-math.inf], [0.0]
+    for change in changes:
+        if change.type != "DELETED" and is_pod_ready(change.pod):
+            ready.add(change.name)
+        else:
+            ready.discard(change.name)
+        if len(ready) != values[-1]:
+            moments.append(change.at_s - start_s)
+            values.append(float(len(ready)))
+    return Steps(np.array(moments), np.array(values))
 
 
 @dataclass(frozen=True)
@@ -77,9 +106,10 @@ def smoothed(values: Floats, width: int) -> Floats:
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts), dtype=np.float64)
 
 
-def planned_rate(segments: Sequence[Segment], seconds: int) -> Floats:
-    """The mean rate of each second, as it was asked for; 0 after the last segment. Shape (seconds,)."""
-    fine = 20
+def planned_rate(segments: Sequence[Segment], seconds: int, per_second: int = 1) -> Floats:
+    """The mean rate of each second, or of so many parts of it, as it was asked for; 0 after the last segment. Shape
+    (seconds × per_second,)."""
+    fine = PER_SECOND
     moments = (np.arange(seconds * fine) + 0.5) / fine
     rates = np.zeros(moments.size)
     start = 0.0
@@ -88,7 +118,7 @@ def planned_rate(segments: Sequence[Segment], seconds: int) -> Floats:
         share = (moments[here] - start) / segment.duration_s
         rates[here] = segment.start_per_s + share * (segment.end_per_s - segment.start_per_s)
         start += segment.duration_s
-    return np.asarray(rates.reshape(seconds, fine).mean(axis=1), dtype=np.float64)
+    return np.asarray(rates.reshape(seconds * per_second, -1).mean(axis=1), dtype=np.float64)
 
 
 def ideal_pods(rate_per_s: Floats, service_s: float, settings: Settings) -> Floats:
@@ -107,15 +137,21 @@ class Lag:
     lag_s: float | None
 
 
-def lags(ideal: Floats, ready: Floats, load_s: float) -> list[Lag]:
-    """For each number of pods beyond those that were ready at the start, up to the most that the load needed."""
-    within = math.ceil(load_s)
-    start, most = int(ready[0]), int(ideal[:within].max())
+def lags(ideal: Floats, ready: Steps, load_s: float, per_second: int = PER_SECOND) -> list[Lag]:
+    """For each number of pods beyond those that were ready at the start, up to the most that the load needed;
+    ``ideal`` has ``per_second`` values a second."""
+    within = math.ceil(load_s * per_second)
+    start, most = int(ready.at(0.0)), int(ideal[:within].max())
     found = []
     for pods in range(start + 1, most + 1):
-        needed = int(np.argmax(ideal >= pods))
-        there = np.flatnonzero(ready[needed:] >= pods)
-        found.append(Lag(pods, float(needed), float(there[0]) if there.size else None))
+        needed_s = int(np.argmax(ideal >= pods)) / per_second
+        lag_s: float | None = None
+        if ready.at(needed_s) >= pods:
+            lag_s = 0.0
+        else:
+            there = ready.moments_s[(ready.moments_s > needed_s) & (ready.values >= pods)]
+            lag_s = float(there[0]) - needed_s if there.size else None
+        found.append(Lag(pods, needed_s, lag_s))
     return found
 
 
@@ -126,58 +162,15 @@ def reversals(values: Floats) -> int:
     return int((signs[1:] != signs[:-1]).sum())
 
 
-def model(settings: Settings, concurrency: Floats, ready: Floats, idle_s: int, parity: int) -> Floats:
-    """What Knative's autoscaler wants in each second, if it sees this; ``idle_s`` seconds without load came before."""
-    autoscaler = Autoscaler(settings.spec, 0, float(-idle_s))
-    wanted = np.empty(concurrency.size)
-    desired = float(ready[0])
-    for second in range(-idle_s, concurrency.size):
-        value = float(concurrency[second]) if second >= 0 else 0.0
-        pods = int(ready[max(second, 0)])
-        if pods or value:
-            autoscaler.record(float(second), value)
-        if second >= 0 and second % TICK_S == parity:
-            decision = autoscaler.decide(float(second), pods)
-            if decision.valid:
-                desired = float(settings.bounded(decision.desired))
-        if second >= 0:
-            wanted[second] = desired
-    return wanted
-
-
-def band(settings: Settings, watched: Watched, idle_s: int) -> tuple[Floats, Floats, int]:
-    """The least and the most that the model wants around each second, and how often it turns round at most."""
-    runs = []
-    for factor, shift, parity in product(FACTORS, SHIFTS_S, range(TICK_S)):
-        seen = np.roll(watched.concurrency, shift) * factor
-        if shift > 0:
-            seen[:shift] = 0
-        runs.append(model(settings, seen, watched.ready, idle_s, parity))
-    all_runs = np.array(runs)
-    low, high = all_runs.min(axis=0), all_runs.max(axis=0)
-    wide_low, wide_high = low.copy(), high.copy()
-    for second in range(low.size):
-        here = slice(max(0, second - LATE_S), second + EARLY_S + 1)
-        wide_low[second], wide_high[second] = low[here].min(), high[here].max()
-    # On the way to zero the last pod stays for the grace period, which is not the model's matter.
-    return wide_low, np.maximum(wide_high, 1), max(reversals(run) for run in runs)
-
-
-def agreement(desired: Floats, low: Floats, high: Floats) -> float:
-    """The share of seconds in which the desired number lies in the band."""
-    return float(((desired >= low) & (desired <= high)).mean())
-
-
 def replica_seconds(pods: Floats) -> float:
     return float(pods.sum())
 
 
-def first_below(ready: Floats, load_s: float, most: int) -> float | None:
+def first_below(ready: Steps, load_s: float, most: int) -> float | None:
     """Seconds from the end of the load until at most so many pods are ready, for good; None where that never came."""
-    after = ready[math.ceil(load_s) :]
-    if not after.size:  # the last reading was within the second in which the load ended
-        return 0.0 if ready[-1] <= most else None
-    above = np.flatnonzero(after > most)
-    if above.size and above[-1] == after.size - 1:
+    above = np.flatnonzero(ready.values > most)
+    if not above.size:
+        return 0.0
+    if above[-1] == ready.values.size - 1:
         return None
-    return float(above[-1] + 1) if above.size else 0.0
+    return max(0.0, float(ready.moments_s[above[-1] + 1]) - load_s)

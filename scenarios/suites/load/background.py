@@ -15,7 +15,7 @@ import numpy.typing as npt
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError
 from harness.load.job import Job, Protocol
-from harness.load.recording import errors_text
+from harness.load.recording import WRONG_ANSWER, errors_text
 from harness.load.runner import Control, StageResult, WorkerError, run_stage
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import (
@@ -56,11 +56,24 @@ class Traffic:
     def failed(self) -> Bools:
         return np.not_equal(self.error, 0)
 
+    @property
+    def classes(self) -> npt.NDArray[np.int16]:
+        """Errors, a wrong answer being one of them."""
+        found = self.error.copy()
+        places = [place for place in self.wrong if not found[place]]
+        found[places] = WRONG_ANSWER
+        return found
+
+    @property
+    def lost(self) -> Bools:
+        """Requests without a right answer."""
+        return np.not_equal(self.classes, 0)
+
     def due_between(self, start_s: float, end_s: float) -> Bools:
         return (self.due_s >= start_s) & (self.due_s < end_s)
 
     def errors_text(self, which: Bools) -> str:
-        return errors_text(self.error[which]) or "none"
+        return errors_text(self.classes[which]) or "none"
 
 
 class Background:

@@ -125,6 +125,11 @@ def _difference(expected: Tensor, came: InferResult) -> str:
     return f"{expected.name}{list(near.worst_index)}: expected {near.worst_expected}, got {near.worst_observed}"
 
 
+def what_is_wrong(expected: Sequence[Tensor], came: InferResult) -> str:
+    """The first output that is not as expected; empty where all are."""
+    return next((text for tensor in expected if (text := _difference(tensor, came))), "")
+
+
 def _encode_case(endpoint: Endpoint, plan: Plan, number: int, case: Case) -> Encoded:
     name = f"body-{number}.bin"
     if plan.protocol in GRPC:

@@ -9,20 +9,29 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
 from harness.deployed import Deployed
 from harness.errors import ClusterError, MeasurementError, ServecertError
 from harness.inputs import cases_for
-from harness.kserve import is_pod_ready, is_pod_running
+from harness.kserve import is_pod_running
+from harness.kubeevents import more_often
 from harness.load.job import Protocol
-from harness.podwatch import PodChange, PodWatch
+from harness.podwatch import PodWatch
 from harness.protocol.rest import RestClient, json_request
-from harness.records import Level, Record
+from harness.records import CheckResult, Level, Record
 from harness.units import format_duration
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
 from scenarios.suites.load.background import Traffic, background, pause
+from scenarios.suites.load.requests import Encoded, encode, read_answer, what_is_wrong
+from scenarios.suites.probes.pods import (
+    has_address,
+    http_port,
+    needed_s,
+    of_service,
+    readiness_changes,
+    restarts,
+    told,
+)
 
 SUITE = "probes"
 POLL_S = 0.005
@@ -30,6 +39,10 @@ MARGIN_S = 60.0
 """Of load, beyond what it accompanies is given."""
 AFTER_S = 1.0
 """Of load, after what was done is done."""
+MOST_BUSY_S = 60.0
+"""The busy stage is lengthened up to this, so that each probe is asked while it goes on."""
+EVENTS_S = 1.0
+"""Events may be so late."""
 RESTARTED = "servecert.io/restarted-at"
 Object = dict[str, Any]
 
@@ -54,31 +67,17 @@ class Polled:
     ready: int = 0
     not_ready: int = 0
     refused: int = 0
-    """Inferences that failed although the answer before was yes."""
+    """Inferences that failed, or were answered wrongly, although the answer before was yes."""
     first: str = ""
 
 
-def _restarts(pod: Object) -> int:
-    return sum(item.get("restartCount", 0) for item in (pod.get("status") or {}).get("containerStatuses") or [])
+@dataclass(frozen=True)
+class Loaded:
+    """``during`` requests were due while something was done to the service, which took ``took_s``."""
 
-
-def _port(pod: Object) -> int:
-    """Where the model server speaks HTTP: KServe's convention, unless the container names another port."""
-    named = {item.get("name"): item["containerPort"] for item in pod["spec"]["containers"][0].get("ports") or []}
-    return int(next((named[name] for name in ("http1", "http", "user-port") if name in named), 8080))
-
-
-def readiness_changes(changes: list[PodChange], since_s: float) -> list[str]:
-    """Pods that were ready, then not, without being deleted; once for each time."""
-    state: dict[str, bool] = {}
-    found = []
-    for change in changes:
-        leaving = bool(change.pod["metadata"].get("deletionTimestamp")) or change.type == "DELETED"
-        ready = is_pod_ready(change.pod)
-        if state.get(change.name) and not ready and not leaving and change.at_s >= since_s:
-            found.append(change.name)
-        state[change.name] = ready
-    return found
+    traffic: Traffic
+    during: int
+    took_s: float
 
 
 class _Suite:
@@ -89,6 +88,8 @@ class _Suite:
         self.status = status
         self.judge = Judge(SUITE, deployed.endpoint, step)
         self.stages = 0
+        self.encoded: list[Encoded] = []
+        """What is sent, and what was right to it at the beginning."""
 
     def _plan(self, name: str, **shape: Any) -> Plan:
         self.stages += 1
@@ -108,6 +109,9 @@ class _Suite:
 
     async def run(self) -> AsyncIterator[Record]:
         yield await self._start()
+        self.encoded = await encode(self.deployed.endpoint, self._plan("start", rate_per_s=1.0, duration_s=1.0))
+        if problem := next((item.problem for item in self.encoded if item.problem), ""):
+            raise MeasurementError(f"{self.step}: before the load, a request was not answered: {problem}")
         self.status(f"{self.step}: busy")
         for record in await self._busy():
             yield record
@@ -129,7 +133,7 @@ class _Suite:
             while True:
                 try:
                     case = (await cases_for(endpoint, rest, None))[0]
-                    await rest.infer(case.inputs)
+                    first = first or what_is_wrong(case.outputs or (), await rest.infer(case.inputs))
                     break
                 except ServecertError as error:
                     first = first or str(error)[:300]
@@ -148,60 +152,88 @@ class _Suite:
     # Busy
 
     async def _busy(self) -> list[Record]:
-        """Under full load the container is neither restarted nor called unready."""
-        before = {pod["metadata"]["name"]: _restarts(pod) for pod in await self.deployed.pods()}
-        events = len(await self._liveness_events())
-        plan = self._plan("busy", duration_s=self.wanted.duration_s, concurrency=self.wanted.busy)
-        async with self.deployed.kserve.watch_pods(self.deployed.name) as watch:
-            since_s = time.monotonic()
-            async with background(self.deployed.endpoint, plan) as running:
-                await pause(running, self.wanted.duration_s - 0.5)
+        """Under full load the container is neither restarted nor called unready. The load lasts until each pod's probes
+        have been asked during it, so that they could have failed."""
+        kserve, name = self.deployed.kserve, self.deployed.name
+        before = await kserve.happened("Unhealthy")
+        pods = await self.deployed.ready_pods()
+        now_s = time.time() + (await kserve.clock_offset_s())[0]
+        liveness_s = needed_s(pods, "livenessProbe", 1, now_s)
+        readiness_s = needed_s(pods, "readinessProbe", None, now_s)
+        lasts_s = max(self.wanted.duration_s, min(MOST_BUSY_S, max(liveness_s or 0.0, readiness_s or 0.0)))
+        plan = self._plan("busy", duration_s=lasts_s + AFTER_S, concurrency=self.wanted.busy)
+        async with kserve.watch_pods(name) as watch:
+            async with background(self.deployed.endpoint, plan, self.encoded) as running:
+                since_s = time.monotonic()
+                await pause(running, lasts_s)
                 traffic = await running.finish()
-            changed = readiness_changes(watch.changes, since_s)
-        after = await self.deployed.pods()
-        restarted = [
-            pod["metadata"]["name"] for pod in after if _restarts(pod) > before.get(pod["metadata"]["name"], 0)
-        ]
-        unhealthy = (await self._liveness_events())[events:]
-        failed = int(traffic.failed.sum())
-        everything = np.ones(len(traffic), dtype=bool)
+            await asyncio.sleep(EVENTS_S)
+            changed, restarted = readiness_changes(watch.changes, since_s), restarts(watch.changes, since_s)
+        unhealthy = more_often(before, await kserve.happened("Unhealthy"))
+        dead, unready = of_service(unhealthy, name, "Liveness"), of_service(unhealthy, name, "Readiness")
+        lost = int(traffic.lost.sum())
         return [
             self.judge.measurement("busy.requests", len(traffic), "requests", len(traffic)),
-            self.judge.check(
+            self._probed(
                 "busy.liveness",
                 "Liveness holds under full load: no container is restarted.",
-                not restarted and not unhealthy,
-                source="Kubernetes: liveness probes",
+                "liveness",
+                not restarted and not dead,
                 expected="no restart, and no failed liveness probe",
-                observed=f"restarted: {', '.join(restarted) or 'none'}; liveness: {'; '.join(unhealthy) or 'held'}",
+                observed=f"restarted: {', '.join(restarted) or 'none'}; liveness: {told(dead) or 'held'}",
+                needed=liveness_s,
+                lasted_s=lasts_s,
             ),
-            self.judge.check(
+            self._probed(
                 "busy.readiness",
                 "Readiness does not flap under full load.",
+                "readiness",
                 not changed,
-                source="Kubernetes: readiness probes",
                 expected="every pod stays ready",
-                observed=f"{len(changed)} times not ready: {', '.join(sorted(set(changed)))}"
-                if changed
-                else "all stayed ready",
+                observed=(
+                    f"{len(changed)} times not ready: {', '.join(sorted(set(changed)))}"
+                    if changed
+                    else "all stayed ready"
+                )
+                + (f"; failed probes: {told(unready)}" if unready else ""),
+                needed=readiness_s,
+                lasted_s=lasts_s,
             ),
             self.judge.check(
                 "busy.answers",
                 "Requests are answered under full load.",
-                not failed,
+                not lost,
                 level=Level.SHOULD,
-                expected=f"{len(traffic)} answers",
-                observed=f"{failed} of {len(traffic)} failed: {traffic.errors_text(everything)}",
+                expected=f"{len(traffic)} right answers",
+                observed=f"{lost} of {len(traffic)} failed: {traffic.errors_text(traffic.lost)}",
             ),
         ]
 
-    async def _liveness_events(self) -> list[str]:
-        name = f"pod/{self.deployed.name}-"
-        return [
-            event.detail
-            for event in await self.deployed.kserve.timeline()
-            if event.what == "Unhealthy" and "iveness" in event.detail and event.object.startswith(name)
-        ]
+    def _probed(
+        self,
+        name: str,
+        requirement: str,
+        kind: str,
+        held: bool,
+        *,
+        expected: str,
+        observed: str,
+        needed: float | None,
+        lasted_s: float,
+    ) -> CheckResult:
+        """Fails by what was seen; passes where the probe was asked often enough to have failed. ``needed`` is how long
+        the load had to last for that, None where no container has the probe."""
+        if held and needed is None:
+            return self.judge.skipped(name, requirement, f"no container has a {kind} probe; {observed}")
+        if held and needed is not None and needed > lasted_s:
+            reason = (
+                f"the {kind} probe shows a failure within {needed:.0f} s at the latest, and the load lasted"
+                f" {lasted_s:g} s: set duration to {needed:.0f}s"
+            )
+            return self.judge.undecided(name, requirement, expected=expected, observed=observed, reason=reason)
+        return self.judge.check(
+            name, requirement, held, source=f"Kubernetes: {kind} probes", expected=expected, observed=observed
+        )
 
     # Draining
 
@@ -268,15 +300,19 @@ class _Suite:
         )
         within_s = self.wanted.ready_within_s
         endpoint, kserve = self.deployed.endpoint, self.deployed.kserve
-        async with self._rest() as rest:
-            case = (await cases_for(endpoint, rest, None))[0]
-        body = json_request(case.inputs)  # ready before the pod is: it is asked at once
+        first_case = self.encoded[0]
+        body = json_request(first_case.inputs)  # ready before the pod is: it is asked at once
         born = await watch.until(
-            lambda item: item.name not in known and item.type != "DELETED" and is_pod_running(item.pod), within_s
+            lambda item: (
+                item.name not in known
+                and item.type != "DELETED"
+                and (has_address(item.pod) or is_pod_running(item.pod))
+            ),
+            within_s,
         )
         if born is None:
             return [self.judge.unjudged("newborn", requirement, "no new pod was seen to run")]
-        port = _port(born.pod)
+        port = http_port(born.pod)
         model = f"/v2/models/{quote(endpoint.model, safe='')}"
         asked, deadline = 0, time.monotonic() + within_s
         while True:
@@ -290,13 +326,24 @@ class _Suite:
             await asyncio.sleep(POLL_S)
         first_s = time.monotonic() - born.at_s
         try:
-            await kserve.ask_pod(born.name, port, f"{model}/infer", body)
-            failure = ""
-        except (ClusterError, LookupError) as error:
+            answer = await kserve.ask_pod(born.name, port, f"{model}/infer", body)
+            failure = what_is_wrong(first_case.expected, read_answer("rest", answer.encode()))
+        except (ClusterError, LookupError, ServecertError) as error:
             failure = str(error)
         said = f"the first yes came after {format_duration(first_s)} and {asked} question{'s' if asked != 1 else ''}"
+        measured = self.judge.measurement("newborn.first_yes", first_s, "s", 1)
+        if asked == 1 and not failure:
+            late = self.judge.undecided(
+                "newborn",
+                requirement,
+                level=Level.SHOULD,
+                expected="a no before the first yes",
+                observed=said,
+                reason="the model was there before it could be asked: when its readiness began to say yes was not seen",
+            )
+            return [measured, late]
         return [
-            self.judge.measurement("newborn.first_yes", first_s, "s", 1),
+            measured,
             self.judge.check(
                 "newborn",
                 requirement,
@@ -359,8 +406,8 @@ class _Suite:
 
     async def _poll(self, polled: Polled) -> None:
         endpoint = self.deployed.endpoint
+        case = self.encoded[0]
         async with self._rest() as rest:
-            case = (await cases_for(endpoint, rest, None))[0]
             while True:
                 try:
                     answer = await rest.request("GET", f"/v2/models/{endpoint.model}/ready")
@@ -370,37 +417,44 @@ class _Suite:
                 if said_yes:
                     polled.ready += 1
                     try:
-                        await rest.infer(case.inputs)
+                        failure = what_is_wrong(case.expected, await rest.infer(case.inputs))
                     except ServecertError as error:
+                        failure = str(error)
+                    if failure:
                         polled.refused += 1
-                        polled.first = polled.first or str(error)[:300]
+                        polled.first = polled.first or failure[:300]
                 else:
                     polled.not_ready += 1
                 await asyncio.sleep(POLL_S)
 
     # Both
 
-    async def _under_load(self, name: str, change: Callable[[], Awaitable[None]]) -> Traffic:
+    async def _under_load(self, name: str, change: Callable[[], Awaitable[None]]) -> Loaded:
         longest_s = 2 * self.wanted.ready_within_s + self.wanted.duration_s + MARGIN_S
         plan = self._plan(name, duration_s=longest_s, rate_per_s=self.wanted.rate_per_s)
-        async with background(self.deployed.endpoint, plan) as running:
+        async with background(self.deployed.endpoint, plan, self.encoded) as running:
             await pause(running, AFTER_S)
+            began_s = time.monotonic()
             await change()
+            ended_s = time.monotonic()
             await pause(running, max(AFTER_S, self.wanted.duration_s / 4))
-            return await running.finish()
+            traffic = await running.finish()
+        return Loaded(traffic, int(traffic.due_between(began_s, ended_s).sum()), ended_s - began_s)
 
-    def _lossless(self, name: str, requirement: str, traffic: Traffic, why: str = "") -> Record:
+    def _lossless(self, name: str, requirement: str, loaded: Loaded, why: str = "") -> Record:
         """``why`` is what to know where requests were lost."""
-        failed = traffic.failed
-        lost = failed.any() or traffic.wrong
-        return self.judge.check(
-            f"{name}.lossless",
-            requirement,
-            not lost,
-            expected=f"{len(traffic)} right answers",
-            observed=f"{int(failed.sum())} of {len(traffic)} failed ({traffic.errors_text(failed)}),"
-            f" {len(traffic.wrong)} wrong{f'; {why}' if why and lost else ''}",
+        traffic, lost = loaded.traffic, loaded.traffic.lost
+        expected = f"{len(traffic)} right answers"
+        observed = (
+            f"{int(lost.sum())} of {len(traffic)} lost ({traffic.errors_text(lost)}), {loaded.during} of all were due"
+            f" during the change{f'; {why}' if why and lost.any() else ''}"
         )
+        if not loaded.during and not lost.any():
+            reason = f"no request was due in the {loaded.took_s:.1f} s of the change: raise the rate"
+            return self.judge.undecided(
+                f"{name}.lossless", requirement, expected=expected, observed=observed, reason=reason
+            )
+        return self.judge.check(f"{name}.lossless", requirement, not lost.any(), expected=expected, observed=observed)
 
 
 async def probes(deployed: Deployed, wanted: Probes, step: str, status: Callable[[str], None]) -> AsyncIterator[Record]:
