@@ -38,11 +38,6 @@ def count_errors(errors: npt.NDArray[np.int16]) -> dict[str, int]:
     return {name: int(count) for name, count in zip(ERRORS, counts, strict=True) if name and count}
 
 
-def errors_text(errors: npt.NDArray[np.int16]) -> str:
-    """The same in words; empty where there is none."""
-    return ", ".join(f"{count} {name}" for name, count in count_errors(errors).items())
-
-
 TIMES = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns")
 COLUMNS = {**dict.fromkeys(TIMES, "int64"), "status": "int32", "bytes": "int64", "error": "int16"}
 

@@ -18,14 +18,14 @@ import numpy as np
 from harness.deployed import Deployed
 from harness.errors import MeasurementError
 from harness.kserve import is_pod_ready, is_pod_running
-from harness.load.recording import errors_text
-from harness.load.runner import WorkerError, run_stage
+from harness.load.runner import StageResult, WorkerError, run_stage
 from harness.podwatch import PodChange, PodWatch
 from harness.records import CheckResult, Record, Series, TimelineEvent
 from harness.stats import summarize
 from harness.units import format_duration
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
+from scenarios.suites.load.errors import errors_seen, in_words
 from scenarios.suites.load.requests import Encoded, build_job, encode, wrong_answers
 
 SUITE = "cold-start"
@@ -200,7 +200,9 @@ class _Suite:
         columns = stage.columns
         fine = columns["error"] == 0
         if not fine.any():
-            raise MeasurementError(f"{self.step}: none of {self.wanted.warm} warm requests was answered")
+            raise MeasurementError(
+                f"{self.step}: none of {self.wanted.warm} warm requests was answered: {_errors(stage)}"
+            )
         return [float(value) for value in (columns["done_ns"] - columns["due_ns"])[fine] / 1e9]
 
     async def _trial(self, encoded: list[Encoded]) -> Trial:
@@ -219,7 +221,7 @@ class _Suite:
             failed = columns["error"] != 0
             begun_s = (stage.start_ns + int(columns["dispatched_ns"].min())) / 1e9
             if failed.all():
-                return _nothing(columns, stage.answers)
+                return _nothing(stage)
             first_ns = int(columns["first_byte_ns"][~failed].min())
             changes = await self._of_first_pod(watch)
             pulled_s = await self._pulled(changes[0].name)
@@ -230,7 +232,7 @@ class _Suite:
             done_s=float((columns["done_ns"].max() - columns["dispatched_ns"].min()) / 1e9),
             sent=int(failed.size),
             failed=int(failed.sum()),
-            errors=errors_text(columns["error"]),
+            errors=_errors(stage),
             wrong=wrong_answers(self.plan.protocol, stage, encoded, job.cycle),
             skew=clock_conflicts(changes, offset_s),
         )
@@ -338,9 +340,15 @@ class _Suite:
         return checks
 
 
-def _nothing(columns: dict[str, Any], answers: dict[int, bytes]) -> Trial:
-    count = int(columns["error"].size)
-    return Trial({}, 0.0, count, count, errors_text(columns["error"]), dict.fromkeys(answers, "not looked at"), "")
+def _errors(stage: StageResult) -> str:
+    columns = stage.columns
+    return in_words(errors_seen(columns["error"], columns["status"], columns["done_ns"], stage.examples))
+
+
+def _nothing(stage: StageResult) -> Trial:
+    """No answer came that could be looked at."""
+    count, answers = int(stage.columns["error"].size), stage.answers
+    return Trial({}, 0.0, count, count, _errors(stage), dict.fromkeys(answers, "not looked at"), "")
 
 
 async def cold_start(

@@ -24,6 +24,7 @@ from scenarios.suites.autoscaling import analysis
 from scenarios.suites.autoscaling.analysis import Watched
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan, run_plan
+from scenarios.suites.load.errors import in_words
 
 SUITE = "autoscaling"
 POLL_S = 0.25
@@ -307,7 +308,7 @@ class _Suite:
     def _lossless(self) -> CheckResult:
         assert self.result is not None
         result = self.result
-        text = ", ".join(f"{count} {name}" for name, count in result.errors_by_class.items()) or "none"
+        text = in_words(result.errors_seen) or "none"
         return self.judge.check(
             "lossless",
             "No request fails while the number of pods changes.",

@@ -19,6 +19,7 @@ from harness.load.job import Job
 from harness.load.recording import WRONG_ANSWER
 from harness.load.runner import Generators, LocalGenerators, Progress, WorkerError
 from harness.records import CheckResult, LoadResult, SampleBatch
+from scenarios.suites.load.errors import with_wrong
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import build_job, encode, wrong_answers
 from scenarios.suites.load.results import STEADY_WINDOWS, batch_of, is_steady, judge, summarize_stage
@@ -111,6 +112,7 @@ async def run_plan(
         errors = columns["error"].copy()
         errors[np.isin(columns["row"], list(wrong))] = WRONG_ANSWER
         columns = {**columns, "error": errors}
+        stage = with_wrong(stage, columns, wrong)
     batch = batch_of(endpoint, plan, columns)
     if not len(batch):
         raise MeasurementError(f"{plan.name}: the stage ended before its warm-up did; nothing was measured")

@@ -16,6 +16,7 @@ from harness.records import CheckResult, Exchange, Level, LoadResult, Outcome, S
 from harness.slo import Objective
 from harness.stats import goodput, percentile_intervals, summarize, wilson
 from harness.units import format_duration
+from scenarios.suites.load.errors import errors_seen
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import Encoded
 
@@ -117,6 +118,8 @@ def summarize_stage(
         samples=samples_name,
         seed=plan.seed,
         started_s=stage.start_ns / 1e9 if stage.start_ns else None,
+        errors_seen=errors_seen(batch.error, batch.status, batch.done_ns, stage.examples),
+        resent=stage.resent,
     )
 
 
