@@ -11,6 +11,7 @@ from harness.errors import MeasurementError
 from harness.load.runner import Generators, Progress
 from harness.records import CheckResult, Level, LoadResult, Measurement, Outcome, SampleBatch
 from scenarios.suites.load import Plan, Within, open_generators, run_plan
+from scenarios.suites.load.beforehand import brief, encode
 from scenarios.suites.load.results import judge_objective
 
 SUITE = "capacity"
@@ -105,6 +106,7 @@ async def _search(
     note: Callable[[str], None],
     generators: Generators,
 ) -> AsyncIterator[LoadResult | SampleBatch | CheckResult | Measurement]:
+    encoded = await encode(endpoint, search.plan, brief(search.plan))
     trials: list[Trial] = []
     points: list[tuple[float, float]] = []
     while (rate := next_rate(trials, search)) is not None and len(trials) < MOST_TRIALS:
@@ -112,7 +114,7 @@ async def _search(
         plan = replace(search.plan, name=name, rate_per_s=rate, seed=search.plan.seed + len(trials))
         result: LoadResult | None = None
         wrong = ""
-        async for record in run_plan(endpoint, plan, samples_name(name), progress, generators, note):
+        async for record in run_plan(endpoint, plan, samples_name(name), progress, generators, note, encoded):
             if isinstance(record, CheckResult):
                 if record.id == "load.answers" and record.outcome is Outcome.FAILED:
                     wrong = record.observed

@@ -25,8 +25,9 @@ from harness.stats import summarize
 from harness.units import format_duration
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
+from scenarios.suites.load.beforehand import encode
 from scenarios.suites.load.errors import errors_seen, in_words
-from scenarios.suites.load.requests import Encoded, build_job, encode, wrong_answers
+from scenarios.suites.load.requests import Encoded, build_job, wrong_answers
 
 SUITE = "cold-start"
 PHASES = ("created", "node", "scheduled", "storage", "image", "started", "ready", "first_byte")

@@ -25,7 +25,8 @@ from scenarios.suites.canary.modes import STATUS_S, Mode, mode_of
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
 from scenarios.suites.load.background import Traffic, background, pause
-from scenarios.suites.load.requests import Encoded, encode
+from scenarios.suites.load.beforehand import encode
+from scenarios.suites.load.requests import Encoded
 
 SUITE = "canary-rollback"
 ALPHA, POWER = 1e-4, 0.99

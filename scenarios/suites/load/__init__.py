@@ -19,9 +19,10 @@ from harness.load.job import Job
 from harness.load.recording import WRONG_ANSWER
 from harness.load.runner import Generators, LocalGenerators, Progress, WorkerError
 from harness.records import CheckResult, LoadResult, SampleBatch
+from scenarios.suites.load.beforehand import brief, encode
 from scenarios.suites.load.errors import with_wrong
 from scenarios.suites.load.plan import Plan
-from scenarios.suites.load.requests import build_job, encode, wrong_answers
+from scenarios.suites.load.requests import Encoded, build_job, wrong_answers
 from scenarios.suites.load.results import STEADY_WINDOWS, batch_of, is_steady, judge, summarize_stage
 
 __all__ = ["Plan", "Within", "load", "open_generators", "run_plan"]
@@ -90,11 +91,13 @@ async def run_plan(
     progress: Callable[[Progress], None],
     generators: Generators,
     note: Callable[[str], None],
+    encoded: Sequence[Encoded] | None = None,
 ) -> AsyncIterator[LoadResult | SampleBatch | CheckResult]:
-    """Raises UnreachableError when the service does not answer before the stage, MeasurementError when nothing could
-    be measured."""
+    """``encoded`` are the requests of a stage before; None looks at the service first. Raises UnreachableError or
+    NotServedError where the model does not answer then, MeasurementError when nothing could be measured."""
     due = plan.due_ns() if plan.open_loop else None
-    encoded = await encode(endpoint, plan)
+    if encoded is None:
+        encoded = await encode(endpoint, plan, brief(plan))
     job = build_job(endpoint, plan, encoded)
     bodies = [item.body for item in encoded]
     started = time.monotonic()

@@ -17,13 +17,13 @@ from harness.errors import MeasurementError
 from harness.load.job import Job, Protocol
 from harness.load.recording import Examples
 from harness.load.runner import Control, StageResult, WorkerError, run_stage
+from scenarios.suites.load.beforehand import encode
 from scenarios.suites.load.errors import errors_seen, in_words
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import (
     KNOWN_ANSWERS,
     Encoded,
     build_job,
-    encode,
     read_answer,
     without_id,
     wrong_answers,

@@ -16,6 +16,7 @@ from harness.records import CheckResult, Exchange, Level, LoadResult, Outcome, S
 from harness.slo import Objective
 from harness.stats import goodput, percentile_intervals, summarize, wilson
 from harness.units import format_duration
+from scenarios.suites.load.beforehand import how_inspected
 from scenarios.suites.load.errors import errors_seen
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import Encoded
@@ -248,8 +249,8 @@ def _answers(
     observed = f"{result.checked_answers} inspected, all right"
     if plan.protocol == "openai":
         observed = f"{result.checked_answers} streams inspected, all whole"
-    elif not any(item.expected for item in encoded):
-        observed += " as far as ids tell: the model does not repeat itself"
+    else:
+        observed += how_inspected(encoded)
     return Outcome.PASSED, {"observed": observed}
 
 
