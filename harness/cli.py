@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.errors import ServecertError
+from harness.shown import visible
 from harness.version import __version__
 
 _RUN = "harness.cli_run"
@@ -79,7 +80,7 @@ def main() -> None:
     try:
         build(sys.argv[1] if len(sys.argv) > 1 else "")()
     except ServecertError as error:
-        print(f"servecert: {error}", file=sys.stderr)
+        print(f"servecert: {visible(str(error), lines=True)}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 

@@ -8,8 +8,10 @@
     │   ├── ClusterError      the cluster itself
     │   ├── EnvironmentError_ a runtime's Python environment could not be built
     │   ├── DeployError       an InferenceService never became ready
-    │   └── UnreachableError  a URL given by the user does not answer
+    │   ├── UnreachableError  a URL given by the user does not answer
+    │   └── NotServedError    something answers, and it is not the model that was asked for, or it is not ready
     ├── ProtocolError         an answer that cannot be read as what the protocol says it is
+    │   └── RefusedError      an HTTP status that is not 200
     ├── RunStoreError         exit 3: the run directory cannot be written or read
     └── MeasurementError      exit 1: a suite could not measure what it was asked to; never a pass
 
@@ -72,8 +74,18 @@ class UnreachableError(BringUpError):
     pass
 
 
+class NotServedError(BringUpError):
+    pass
+
+
 class ProtocolError(ServecertError):
     pass
+
+
+class RefusedError(ProtocolError):
+    def __init__(self, message: str, status: int) -> None:
+        self.status = status
+        super().__init__(message)
 
 
 class RunStoreError(BringUpError):

@@ -9,6 +9,7 @@ from typing import Any
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError, ProtocolError, UnreachableError
 from harness.golden import read_golden
+from harness.look import silent, what_is_wrong
 from harness.protocol.grpc_client import GrpcClient, GrpcStatusError, specs
 from harness.protocol.rest import RestClient
 from harness.protocol.tensors import Tensor, TensorSpec, example_tensor
@@ -68,7 +69,8 @@ def _tensor_specs(entries: Any) -> tuple[TensorSpec, ...]:
 
 
 async def cases_for(endpoint: Endpoint, rest: RestClient, grpc: GrpcClient | None) -> list[Case]:
-    """Requests of one row each, where there is a choice. Raises MeasurementError when there is nothing to send."""
+    """Requests of one row each, where there is a choice. Raises what is wrong first: UnreachableError, NotServedError,
+    and MeasurementError when there is nothing to send."""
     if endpoint.mix:
         return [Case(inputs, None, weight) for inputs, weight in endpoint.mix]
     if endpoint.payload:
@@ -77,8 +79,13 @@ async def cases_for(endpoint: Endpoint, rest: RestClient, grpc: GrpcClient | Non
         golden = read_golden(endpoint.golden)
         smallest = min(case.batch for case in golden)
         return [Case(case.inputs, case.outputs) for case in golden if case.batch == smallest]
-    found = await read_metadata(rest, grpc)
+    try:
+        found = await read_metadata(rest, grpc)
+    except UnreachableError as error:
+        raise silent(error, rest) from error
     if not found.inputs:
+        if (wrong := await what_is_wrong(None, rest)) is not None:
+            raise wrong
         raise MeasurementError(
             f"{endpoint.service}: the model's metadata name no inputs, so there is nothing to send;"
             " give a v2 request with --payload FILE or golden cases with --golden FILE"

@@ -196,6 +196,39 @@ class SampleBatch:
 
 
 @dataclass(frozen=True)
+class ErrorSeen:
+    """Errors of one class and status in what was measured, and the first that the generator met."""
+
+    kind: str
+    """The error class of the samples."""
+    status: int
+    """Of HTTP, or the number of the gRPC status; 0 where no answer had one."""
+    count: int
+    first_s: float
+    """From the start of the stage to the end of the first of those that are counted."""
+    detail: str
+    """The first bytes of the body, the gRPC status with its details, or what happened to the connection; control
+    characters are visible as escapes."""
+    location: str
+    """Where a redirect leads."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} ({self.status})" if self.status and self.kind != "grpc_status" else self.kind
+
+    @property
+    def said(self) -> str:
+        """What there is to see of the first one; empty where nothing is."""
+        where = f"to {self.location}" if self.location else ""
+        return ", ".join(part for part in (where, f"'{self.detail}'" if self.detail else "") if part)
+
+    @property
+    def text(self) -> str:
+        first = f"{self.count} {self.name}: first after {self.first_s:.3g} s"
+        return f"{first}: {self.said}" if self.said else first
+
+
+@dataclass(frozen=True)
 class LoadResult:
     """A load stage in numbers; its samples lie beside it. Percentile keys: p50 … p99_9, max, mean.
 
@@ -250,6 +283,10 @@ class LoadResult:
     """Requests that waited because the stage's limit on connections was reached."""
     taken_again: str = ""
     """Why a first try of this stage was not used; empty where there was none."""
+    errors_seen: tuple[ErrorSeen, ...] = ()
+    """By class and status, the most frequent first."""
+    resent: int = 0
+    """Requests that went out twice, warm-up included: the server had closed the connection before they reached it."""
 
 
 @dataclass(frozen=True)
@@ -379,6 +416,7 @@ def load_from_json(data: dict[str, Any]) -> LoadResult:
             "latency_ci_s": intervals,
             "streaming": streaming,
             "error_rate_ci": (float(low), float(high)),
+            "errors_seen": tuple(ErrorSeen(**item) for item in data.get("errors_seen", ())),
         }
     )
 

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from xml.etree import ElementTree as xml
 
-from harness.records import CheckResult, Outcome
+from harness.records import CheckResult, LoadResult, Outcome
 from harness.runstore import Run
 from harness.verdict import Verdict, describe
 
@@ -30,7 +30,9 @@ def junit(run: Run, verdict: Verdict) -> str:
         suites[(check.step or check.suite, check.service)].append(check)
     failures = 0
     for (step, service), checks in suites.items():
-        failures += _suite(root, step, service, checks)
+        own = re.compile(f"{re.escape(step)}(-[0-9][0-9])?")  # a trial of a search is numbered
+        loads = [load for load in run.loads if load.service == service and own.fullmatch(load.step)]
+        failures += _suite(root, step, service, checks, loads)
     # What is wrong with the run as a whole has no check of its own, and must not be green for that.
     shown = {describe(check) for check in run.checks}
     others = [reason for reason in verdict.reasons if reason not in shown]
@@ -46,7 +48,7 @@ def junit(run: Run, verdict: Verdict) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + xml.tostring(root, encoding="unicode") + "\n"
 
 
-def _suite(root: xml.Element, step: str, service: str, checks: list[CheckResult]) -> int:
+def _suite(root: xml.Element, step: str, service: str, checks: list[CheckResult], loads: list[LoadResult]) -> int:
     failed = skipped = 0
     seconds = sum(check.duration_s for check in checks)
     suite = xml.SubElement(root, "testsuite", name=_clean(f"{step}"), time=f"{seconds:.3f}")
@@ -69,6 +71,9 @@ def _suite(root: xml.Element, step: str, service: str, checks: list[CheckResult]
         elif reason := skip_reason(check):
             skipped += 1
             xml.SubElement(case, "skipped", message=_clean(reason[:500]))
+    lines = [f"{load.step}: {seen.text}" for load in loads for seen in load.errors_seen]
+    if lines:
+        xml.SubElement(suite, "system-out").text = _clean("\n".join(["errors:", *lines]))
     suite.set("tests", str(len(checks)))
     suite.set("failures", str(failed))
     suite.set("skipped", str(skipped))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from harness.records import LoadResult
 from harness.runstore import Run
+from harness.shown import visible
 from harness.verdict import Verdict, describe
 from reports.comparisons import HEAD, comparison_parts, how
 from reports.comparisons import cells as compared_cells
@@ -33,7 +36,19 @@ from reports.tables import (
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """As plain text: what a server said is no table, no markup, no image and no link."""
+    text = visible(text.replace("\n", " "))
+    for mark, shown in (("\\", "\\\\"), ("|", "\\|"), ("`", "\\`"), ("[", "\\["), ("&", "&amp;"), ("<", "&lt;")):
+        text = text.replace(mark, shown)
+    return text
+
+
+def _code(text: str) -> str:
+    """As code, whatever backticks are in it (CommonMark, code spans)."""
+    text = visible(text)
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest or text.startswith(" ") else ""
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def _stage_rows(load: LoadResult) -> list[list[str]]:
@@ -58,6 +73,7 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [*lines, *("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows), ""]
 
 
+MOST_ERRORS = 20
 MOST_BYTES = 1_000_000
 """GitHub shows a job summary of at most 1 MiB, and none at all of a larger one."""
 
@@ -70,6 +86,18 @@ def markdown(run: Run, verdict: Verdict) -> str:
         return text
     kept = data[: data.rindex(b"\n", 0, MOST_BYTES)].decode()
     return f"{kept}\n\nThe rest ({len(data) - MOST_BYTES} bytes) is in report.html and results.json.\n"
+
+
+def _errors(run: Run) -> list[str]:
+    seen = [(load.step, error) for load in stages(run) for error in load.errors_seen]
+    if not seen:
+        return []
+    rows = [
+        [step, error.name, str(error.count), f"{error.first_s:.3g} s", error.said] for step, error in seen[:MOST_ERRORS]
+    ]
+    table = _table(["stage", "error", "requests", "first after", "what the first one said"], rows)
+    more = [f"And {len(seen) - MOST_ERRORS} more kinds; see report.html.", ""] if len(seen) > MOST_ERRORS else []
+    return ["### Errors", "", *table, *more]
 
 
 def _whole(run: Run, verdict: Verdict) -> str:
@@ -133,6 +161,13 @@ def _whole(run: Run, verdict: Verdict) -> str:
             head,
             [row for load in stages(run) for row in _stage_rows(load)],
         )
+        lines += _errors(run)
+        lines += [
+            f"{load.step}: {load.resent} requests went out twice: the server had closed the connection before they"
+            " reached it.\n"
+            for load in stages(run)
+            if load.resent
+        ]
     beside = beside_rows(run)
     if beside:
         lines += ["## Beside published figures", "", "Ours, and theirs in brackets.", ""]
@@ -181,7 +216,7 @@ def _whole(run: Run, verdict: Verdict) -> str:
         lines += ["## Evidence", ""]
         for check in failed[:20]:
             lines += [f"- {_cell(describe(check))[:400]}"]
-            lines += [f"  - `{exchange.request[:300]}`" for exchange in check.evidence[-1:]]
+            lines += [f"  - {_code(exchange.request[:300])}" for exchange in check.evidence[-1:]]
         lines.append("")
     signed = sign_off(run)
     lines += ["## Sign-off", ""]

@@ -6,11 +6,12 @@ import time
 from collections import Counter
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.status import Status
 
 from harness.records import CheckResult, Comparison, LoadResult, Outcome, ParityResult, Record
 from harness.runstore import Run
+from harness.shown import visible
 from harness.units import format_duration
 from harness.verdict import Verdict, describe
 from reports.comparisons import ratio_text, title_of, verdict_text
@@ -31,6 +32,14 @@ QUIET_S = 30.0
 LONGEST_REQUEST = 600
 MOST_ASKED = (".last_answer", ".rollback.lossless", ".no_traffic")
 """Failures listed under a step; the report has them all."""
+
+
+def escape(text: str) -> str:
+    """As text and nothing else: what a server said neither moves the cursor nor sets a colour."""
+    text = visible(text, lines=True)
+    plain = text.rstrip("\\")
+    # A tag may follow, and backslashes right before one are markup.
+    return escape_markup(plain) + "\\\\" * (len(text) - len(plain))
 
 
 class Terminal:
@@ -134,7 +143,7 @@ class Terminal:
 
     def _line(self, markup: str) -> None:
         self._said = time.monotonic()
-        self.console.print(markup, highlight=False, soft_wrap=True)
+        self.console.print(markup, highlight=False, soft_wrap=True, emoji=False)
 
 
 def _evidence_lines(check: CheckResult) -> list[str]:
@@ -156,7 +165,19 @@ def _stage_lines(load: LoadResult) -> list[str]:
     if cells := success_cells(load):
         shown = ", ".join(f"{COLUMN_TITLES.get(name, name)} {cells[name]}" for name in names)
         lines.append(f"of those that succeeded {shown}")
-    return [*lines, *streaming_lines(load)]
+    return [*lines, *error_lines(load), *streaming_lines(load)]
+
+
+def error_lines(load: LoadResult) -> list[str]:
+    """What the first error of each class and status said; and which requests went out twice."""
+    lines = [seen.text for seen in load.errors_seen[:SHOWN]]
+    if (more := len(load.errors_seen) - SHOWN) > 0:
+        lines.append(f"and {more} more kinds of errors")
+    if load.resent:
+        lines.append(
+            f"{load.resent} requests went out twice: the server had closed the connection before they reached it"
+        )
+    return lines
 
 
 def streaming_lines(load: LoadResult) -> list[str]:
@@ -214,6 +235,6 @@ def print_verdict(console: Console, run: Run, verdict: Verdict) -> None:
         )
     console.print(f"[bold {colour}]{verdict.word.upper()}[/] {escape(str(run.info.get('name', '')))}", highlight=False)
     for reason in verdict.reasons[:8]:
-        console.print(f"  - {escape(reason[:400])}", highlight=False, soft_wrap=True)
+        console.print(f"  - {escape(reason[:400])}", highlight=False, soft_wrap=True, emoji=False)
     if len(verdict.reasons) > 8:
         console.print(f"  - and {len(verdict.reasons) - 8} more", highlight=False)

@@ -45,7 +45,7 @@ def files(folder: str) -> list[Path]:
 @pytest.mark.parametrize(
     ("folder", "allowed"),
     [
-        ("harness/load", ("harness.load", "harness.columns")),
+        ("harness/load", ("harness.load", "harness.columns", "harness.shown")),
         ("harness/protocol", ("harness.protocol", "harness.errors", "harness.records")),
         ("scenarios", ("scenarios", "harness")),
         ("cluster", ("cluster", "harness")),

@@ -1,9 +1,15 @@
-"""gRPC calls from pre-serialized messages, each a task on one channel."""
+"""gRPC calls from pre-serialized messages, each a task on one channel.
+
+In an open loop at most ``connections`` calls are under way, as over HTTP; one more waits in a queue on this side, is
+counted, and its wait is part of its latency. The clients of a closed loop are their own limit.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +23,17 @@ from harness.load.template import Template
 MAX_MESSAGE_BYTES = 256 << 20
 ERROR_MESSAGE = b"\x0a"
 """How a ModelStreamInferResponse with an ``error_message`` (field 1) begins."""
+
+
+def error_message(message: bytes) -> bytes:
+    """The text of field 1 of such a message: its length is a varint."""
+    length = shift = 0
+    for place in range(1, len(message)):
+        length |= (message[place] & 0x7F) << shift
+        if not message[place] & 0x80:
+            return message[place + 1 : place + 1 + length]
+        shift += 7
+    return b""
 
 
 class Channel:
@@ -53,11 +70,29 @@ class Channel:
         self._method = method
         self._call = self._channel.unary_unary(method)
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._limit = recorder.job.connections if recorder.job.concurrency is None else sys.maxsize
+        self._under_way = 0
+        self._waiting: deque[int] = deque()
 
     def submit(self, row: int) -> None:
+        if self._under_way >= self._limit:
+            self.recorder.limited += 1
+            self._waiting.append(row)
+        else:
+            self._start(row)
+
+    def _start(self, row: int) -> None:
+        self._under_way += 1
         task = asyncio.get_running_loop().create_task(self._ask(row))
         self._tasks[row] = task
-        task.add_done_callback(lambda _: self._tasks.pop(row, None))
+        task.add_done_callback(lambda _: self._ended(row))
+
+    def _ended(self, row: int) -> None:
+        self._tasks.pop(row, None)
+        self._under_way -= 1
+        while self._waiting and self._under_way < self._limit:
+            if not self.recorder.columns.is_done(following := self._waiting.popleft()):
+                self._start(following)
 
     async def _ask(self, row: int) -> None:
         columns = self.recorder.columns
@@ -75,7 +110,8 @@ class Channel:
             else:
                 refused = code is grpc.StatusCode.UNAVAILABLE and "connect" in (error.details() or "").lower()
                 kind = CONNECT if refused else GRPC_STATUS
-            self.recorder.finish(row, kind, int(code.value[0]), 0)
+            words = f"{code.name}: {error.details() or 'no details'}"
+            self.recorder.finish(row, kind, int(code.value[0]), 0, words=words)
 
     async def _answer(self, row: int, message: bytes, left_s: float) -> None:
         answer = await self._call(message, timeout=left_s)
@@ -85,9 +121,13 @@ class Channel:
     def expire(self, row: int) -> None:
         if task := self._tasks.get(row):
             task.cancel()
-        self.recorder.finish(row, TIMEOUT, int(grpc.StatusCode.DEADLINE_EXCEEDED.value[0]), 0)
+            words = f"no answer within {self._timeout_ns / 1e9:g} s"
+        else:
+            words = f"not sent within {self._timeout_ns / 1e9:g} s: {self._limit} calls were under way"
+        self.recorder.finish(row, TIMEOUT, int(grpc.StatusCode.DEADLINE_EXCEEDED.value[0]), 0, words=words)
 
     async def close(self) -> None:
+        self._waiting.clear()
         for task in list(self._tasks.values()):
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -109,15 +149,18 @@ class StreamingChannel(Channel):
         recorder = self.recorder
         assert recorder.stream is not None
         events = Events(recorder.stream, row)
-        size, failed, last = 0, False, b""
+        size, failed, last = 0, b"", b""
         async for last in self._stream(message, timeout=left_s):
             events.event()
             if not size:
                 recorder.columns.first_byte_ns[row] = time.monotonic_ns()
             size += len(last)
-            failed = failed or last.startswith(ERROR_MESSAGE)
+            if not failed and last.startswith(ERROR_MESSAGE):
+                failed = last
         events.finish()
-        if failed or not size:
-            recorder.finish(row, GRPC_STATUS if failed else TRUNCATED, 0, size)
+        if failed:
+            recorder.finish(row, GRPC_STATUS, 0, size, words=error_message(failed))
+        elif not size:
+            recorder.finish(row, TRUNCATED, 0, size, words="the stream ended with OK and without a message")
         else:
             recorder.finish(row, 0, 0, size, last if recorder.keeps(row) else None)

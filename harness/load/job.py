@@ -50,6 +50,7 @@ class Job:
     think_s: float = 0.0
     timeout_s: float = 10.0
     connections: int = 256
+    """An open loop has at most so many connections (over gRPC: calls under way), all its generators together."""
     tls: bool = False
     ca: str = ""
     """With TLS: the certificates to trust, as PEM; empty for the system's."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,23 +24,18 @@ ERRORS = (
     "grpc_status",
     "wrong_answer",
     "not_sent",
+    "redirect",
 )
 """Error classes by number; 0 is no error. ``truncated``: the connection ended within an answer. ``not_sent``: the run
-was stopped before the request was sent."""
-CONNECT, RESET, TIMEOUT, HTTP_4XX, HTTP_5XX, HTTP_OTHER, PROTOCOL, TRUNCATED, GRPC_STATUS, WRONG_ANSWER, NOT_SENT = (
-    range(1, len(ERRORS))
-)
+was stopped before the request was sent. ``redirect``: a status 3xx. New classes go to the end: samples hold numbers."""
+CONNECT, RESET, TIMEOUT, HTTP_4XX, HTTP_5XX, HTTP_OTHER = range(1, 7)
+PROTOCOL, TRUNCATED, GRPC_STATUS, WRONG_ANSWER, NOT_SENT, REDIRECT = range(7, len(ERRORS))
 
 
 def count_errors(errors: npt.NDArray[np.int16]) -> dict[str, int]:
     """How many of each class there are; classes that did not occur are left out."""
     counts = np.bincount(errors, minlength=len(ERRORS))
     return {name: int(count) for name, count in zip(ERRORS, counts, strict=True) if name and count}
-
-
-def errors_text(errors: npt.NDArray[np.int16]) -> str:
-    """The same in words; empty where there is none."""
-    return ", ".join(f"{count} {name}" for name, count in count_errors(errors).items())
 
 
 TIMES = ("due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns")
@@ -102,6 +99,34 @@ class Columns:
 def error_of_status(status: int) -> int:
     if 200 <= status < 300:
         return 0
+    if 300 <= status < 400:
+        return REDIRECT
     if 400 <= status < 500:
         return HTTP_4XX
     return HTTP_5XX if 500 <= status < 600 else HTTP_OTHER
+
+
+@dataclass(frozen=True)
+class Example:
+    """The first of its kind of error: what there was to see of it, with control characters visible."""
+
+    at_s: float
+    """From the start of the stage to the end of the request."""
+    detail: str
+    """The first bytes of the body; the name of a gRPC status and its details; the words of an exception."""
+    location: str = ""
+    """Where a redirect leads."""
+
+
+Examples = Mapping[tuple[int, int], Example]
+"""By error class and status."""
+
+
+def first_examples(parts: Iterable[Examples]) -> dict[tuple[int, int], Example]:
+    """Of several generators: the earliest of each kind."""
+    found: dict[tuple[int, int], Example] = {}
+    for part in parts:
+        for kind, one in part.items():
+            if kind not in found or one.at_s < found[kind].at_s:
+                found[kind] = one
+    return found

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from harness.columns import open_columns, together
 from harness.load.job import DUE, Job
+from harness.load.recording import Example, first_examples
 from harness.load.sketch import percentile_of
 
 READY_S = 30.0
@@ -69,10 +70,14 @@ class StageResult:
     """Of streamed answers: ``row`` and ``gap_ns`` of each pause between two events of one answer."""
     start_ns: int = 0
     """The stage's start on this machine's ``time.monotonic_ns``."""
-    limited: int = 0
-    """Requests that waited because all connections that the stage may open were in use."""
     marks: dict[int, str] = field(default_factory=dict)
     """The value of the job's ``mark`` header, by the row's number, where an answer had one."""
+    limited: int = 0
+    """Requests that waited because the limit on connections (or calls) was reached, and for nothing else."""
+    resent: int = 0
+    """Requests that were sent once more: the server had closed an idle connection before they reached it."""
+    examples: Mapping[tuple[int, int], Example] = field(default_factory=dict)
+    """The first error of each class and status, of all that was sent."""
 
 
 class Control:
@@ -128,20 +133,24 @@ def stage_length_s(job: Job, due_ns: Times | None) -> float:
 
 
 def shares(job: Job, due_ns: Times | None, generators: int) -> list[tuple[Job, Times | None]]:
-    """What each generator does: due times in turns, clients in equal parts; fewer shares where there are fewer
-    clients than generators."""
+    """What each generator does: due times in turns, clients and the limit on connections in equal parts; fewer shares
+    where there are fewer clients or requests than generators. The limit is the stage's, and at least 1 a generator."""
+    busy = min(generators, due_ns.size if due_ns is not None else job.concurrency or generators)
     parts: list[tuple[Job, Times | None]] = []
-    for place in range(generators):
-        mine = dataclasses.replace(job, first_row=place, stride=generators)
-        if job.concurrency is not None:
-            clients = job.concurrency // generators + (place < job.concurrency % generators)
-            if clients == 0:
-                continue
-            mine = dataclasses.replace(mine, concurrency=clients)
-        part = None if due_ns is None else due_ns[place::generators]
-        if part is None or part.size:
-            parts.append((mine, part))
+    for place in range(busy):
+        mine = dataclasses.replace(
+            job,
+            first_row=place,
+            stride=generators,
+            connections=max(1, _share(job.connections, busy, place)),
+            concurrency=None if job.concurrency is None else _share(job.concurrency, busy, place),
+        )
+        parts.append((mine, None if due_ns is None else due_ns[place::generators]))
     return parts
+
+
+def _share(total: int, generators: int, place: int) -> int:
+    return total // generators + (place < total % generators)
 
 
 class Generators(Protocol):
@@ -213,6 +222,9 @@ def merge(results: Sequence[StageResult]) -> StageResult:
         max(result.stall_s for result in results),
         {name: np.concatenate([result.gaps[name] for result in results]) for name in results[0].gaps},
         marks={row: mark for result in results for row, mark in result.marks.items()},
+        limited=sum(result.limited for result in results),
+        resent=sum(result.resent for result in results),
+        examples=first_examples(result.examples for result in results),
     )
 
 
@@ -235,7 +247,18 @@ def read_result(directory: Path) -> StageResult:
     marks: dict[int, str] = {}
     if (directory / "marks.json").exists():
         marks = {int(row): mark for row, mark in json.loads((directory / "marks.json").read_text()).items()}
-    return StageResult(columns, answers, summary["cpu"], summary["stopped"], summary["stall_s"], gaps, marks=marks)
+    return StageResult(
+        columns,
+        answers,
+        summary["cpu"],
+        summary["stopped"],
+        summary["stall_s"],
+        gaps,
+        marks=marks,
+        limited=summary["limited"],
+        resent=summary["resent"],
+        examples={(error, status): Example(**one) for error, status, one in summary["examples"]},
+    )
 
 
 def write_task(directory: Path, job: Job, bodies: Sequence[bytes], due_ns: Times | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import json
 import os
@@ -344,7 +345,16 @@ async def serve(directory: Path) -> None:
     if stream is not None:
         gap_rows = np.array(stream.gap_rows, np.int64) * job.stride + job.first_row
         np.savez(directory / "gaps.npz", row=gap_rows, gap_ns=np.array(stream.gaps_ns, np.int64))
-    summary = {"cpu": cpu, "stopped": stage.stopped, "stall_s": stage.stall_s, "columns": stage.written.dtypes}
+    recorder = stage.recorder
+    summary = {
+        "cpu": cpu,
+        "stopped": stage.stopped,
+        "stall_s": stage.stall_s,
+        "columns": stage.written.dtypes,
+        "limited": recorder.limited,
+        "resent": recorder.resent,
+        "examples": [[*kind, dataclasses.asdict(one)] for kind, one in recorder.examples.items()],
+    }
     (directory / "summary.json").write_text(json.dumps(summary))
 
 

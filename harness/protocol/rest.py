@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import httpx
 
-from harness.errors import ProtocolError, UnreachableError, UsageError
+from harness.errors import ProtocolError, RefusedError, UnreachableError, UsageError
 from harness.protocol.patience import Patience
 from harness.protocol.tensors import InferResult, Tensor, from_json_data, from_raw, to_json_data, to_raw
 from harness.protocol.transcript import note, shorten
@@ -107,7 +107,8 @@ class RestAnswer:
 def parse_infer(answer: RestAnswer) -> InferResult:
     """An inference answer, JSON or binary. Raises ProtocolError naming what is not as the protocol has it."""
     if answer.status != 200:
-        raise ProtocolError(f"expected status 200, got {answer.status}: {shorten(answer.content)[:300]}")
+        words = f"expected status 200, got {answer.status}: {shorten(answer.content)[:300]}"
+        raise RefusedError(words, answer.status)
     length = answer.headers.get(HEADER_LENGTH)
     tail = b""
     head = answer

@@ -20,6 +20,8 @@ from harness.objectives import Answer, Judged, Seen, joined, judge
 from harness.records import CheckResult, Level, LoadResult, Measurement, Outcome, SampleBatch
 from harness.slo import with_errors
 from scenarios.suites.load import Plan, StageEnd, Within, open_generators, run_plan
+from scenarios.suites.load.beforehand import brief, encode
+from scenarios.suites.load.requests import Encoded
 from scenarios.suites.load.results import LIMITED, kept_up
 
 SUITE = "capacity"
@@ -178,8 +180,9 @@ async def capacity(
 
 @dataclass
 class _Course:
-    """What the search has seen so far."""
+    """What the search asks, and what it has seen so far."""
 
+    encoded: Sequence[Encoded]
     trials: list[Trial] = field(default_factory=list)
     points: list[tuple[float, float]] = field(default_factory=list)
     """Rate, and p99 in seconds where there was one."""
@@ -195,7 +198,7 @@ async def _search(
     note: Callable[[str], None],
     generators: Generators,
 ) -> AsyncIterator[LoadResult | SampleBatch | CheckResult | Measurement]:
-    course = _Course()
+    course = _Course(await encode(endpoint, search.plan, brief(search.plan)))
     while (rate := next_rate(course.trials, search)) is not None and len(course.trials) < search.budget:
         async for record in _trial(endpoint, search, rate, course, samples_name, progress, note, generators):
             yield record
@@ -238,7 +241,7 @@ async def _trial(
     while True:
         end: StageEnd | None = None
         kept: list[LoadResult | SampleBatch] = []
-        async for record in run_plan(endpoint, plan, samples_name(name), progress, generators, note):
+        async for record in run_plan(endpoint, plan, samples_name(name), progress, generators, note, course.encoded):
             if isinstance(record, StageEnd):
                 end = record
             elif not isinstance(record, CheckResult):

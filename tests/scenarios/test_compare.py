@@ -36,7 +36,7 @@ from scenarios.suites.compare.blocks import Blocks
 from scenarios.suites.compare.contenders import Stage, Taken
 from scenarios.suites.compare.suite import Suite
 from scenarios.suites.load import Plan
-from scenarios.suites.load.requests import encode
+from scenarios.suites.load.beforehand import encode
 from tests.helpers import Reference, free_port, reference_server, servecert
 from tests.records import check, load_result
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.endpoint import Endpoint
-from harness.errors import MeasurementError, ProtocolError
+from harness.errors import NotServedError, ProtocolError
 from harness.protocol.openai import read_stream
 from harness.records import CheckResult, LoadResult, Outcome
 from harness.slo import parse_slo
@@ -113,7 +113,7 @@ async def test_streams_that_break_off_are_wrong_answers() -> None:
 async def test_server_without_the_api_is_named() -> None:
     with (
         scripted_server(llm(whole, prefix="/elsewhere")) as port,
-        pytest.raises(MeasurementError, match="no OpenAI API"),
+        pytest.raises(NotServedError, match="no OpenAI API"),
     ):
         await run(port)
 

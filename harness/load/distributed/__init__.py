@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 DEFAULT_PORT = 5557
 PARENT_VARIABLE = "SERVECERT_WORKER_PARENT"
 """A worker ends with the process of this number, where one is named."""
-MESSAGES_VERSION = 2
+MESSAGES_VERSION = 3
 """Of what master and workers tell each other; both must have the same."""
 
 

@@ -17,7 +17,6 @@ from harness.errors import ClusterError, MeasurementError
 from harness.kpa_settings import CONFIG_MAP, DEFAULTS, NAMESPACE, PREFIX, Settings, settings_of
 from harness.kubeevents import likely_offset_s
 from harness.load.arrivals import steady
-from harness.load.recording import errors_text
 from harness.load.runner import Control, LocalGenerators, Progress, WorkerError, run_stage
 from harness.podwatch import PodWatch
 from harness.records import CheckResult, Level, LoadResult, Record, SampleBatch, Series
@@ -27,7 +26,9 @@ from scenarios.suites.autoscaling.analysis import PER_SECOND, RESOLUTION_S, Lag,
 from scenarios.suites.autoscaling.model import EARLY_S, FACTORS, LATE_S, Fit, best_fit, most_reversals
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan, StageEnd, run_plan
-from scenarios.suites.load.requests import Encoded, build_job, encode, wrong_answers
+from scenarios.suites.load.beforehand import encode
+from scenarios.suites.load.errors import in_words, stage_errors
+from scenarios.suites.load.requests import Encoded, build_job, wrong_answers
 
 SUITE = "autoscaling"
 POLL_S = 0.25
@@ -339,7 +340,7 @@ class _Suite:
     def _lossless(self) -> CheckResult:
         assert self.result is not None
         result = self.result
-        text = ", ".join(f"{count} {name}" for name, count in result.errors_by_class.items()) or "none"
+        text = in_words(result.errors_seen) or "none"
         return self.judge.check(
             "lossless",
             "No request fails while the number of pods changes.",
@@ -426,7 +427,7 @@ class _Suite:
             )
         except WorkerError as error:
             raise MeasurementError(f"{plan.name}: {error}") from error
-        failure = errors_text(stage.columns["error"])
+        failure = stage_errors(stage)
         failure = failure or next(iter(wrong_answers(plan.protocol, stage, self.encoded, job.cycle).values()), "")
         took_s = float(stage.columns["done_ns"][0] - stage.columns["due_ns"][0]) / 1e9
         return self.judge.check(

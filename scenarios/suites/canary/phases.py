@@ -21,7 +21,8 @@ from scenarios.suites.canary.latency import Bools
 from scenarios.suites.canary.modes import STATUS_S
 from scenarios.suites.load import Plan
 from scenarios.suites.load.background import Traffic, background, pause
-from scenarios.suites.load.requests import Encoded, encode
+from scenarios.suites.load.beforehand import encode
+from scenarios.suites.load.requests import Encoded
 
 ALPHA, POWER = 1e-4, 0.99
 """Of the test of a split: how often a right one is called wrong, and one that is off by the resolution is found."""

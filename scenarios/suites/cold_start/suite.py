@@ -16,7 +16,7 @@ import numpy.typing as npt
 from harness.deployed import Deployed
 from harness.errors import MeasurementError
 from harness.kserve import is_pod_ready
-from harness.load.recording import WRONG_ANSWER, errors_text
+from harness.load.recording import WRONG_ANSWER
 from harness.load.runner import Control, Progress, StageResult, WorkerError, run_stage
 from harness.podwatch import EventWatch, PodChange, PodWatch
 from harness.records import CheckResult, Measurement, Outcome, Record, Series, TimelineEvent
@@ -37,7 +37,8 @@ from scenarios.suites.cold_start.phases import (
 )
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
-from scenarios.suites.load.requests import Encoded, build_job, encode, wrong_answers
+from scenarios.suites.load.beforehand import encode
+from scenarios.suites.load.requests import Encoded, build_job, wrong_answers
 
 SUITE = "cold-start"
 EVENTS_S = 5.0
@@ -129,9 +130,10 @@ class _Suite:
         columns = {name: column[:wanted] for name, column in stage.columns.items()}
         fine = errors[:wanted] == 0
         if not fine.any():
-            raise MeasurementError(f"{self.step}: none of {fine.size} warm requests was answered rightly")
+            said = stage_errors(stage, errors[:wanted])
+            raise MeasurementError(f"{self.step}: none of {fine.size} warm requests was answered rightly: {said}")
         latency = (columns["done_ns"] - columns["due_ns"])[fine] / 1e9
-        return Warm(tuple(float(value) for value in latency), int(fine.size), errors_text(errors[:wanted]))
+        return Warm(tuple(float(value) for value in latency), int(fine.size), stage_errors(stage, errors[:wanted]))
 
     def _errors(
         self, stage: StageResult, encoded: Sequence[Encoded], cycle: Sequence[int]
@@ -162,7 +164,7 @@ class _Suite:
                 done_s=float((columns["done_ns"].max() - columns["dispatched_ns"].min()) / 1e9),
                 sent=int(lost.size),
                 lost=int(lost.sum()),
-                errors=errors_text(errors),
+                errors=stage_errors(stage, errors),
                 wrong=wrong,
             )
             if lost.all():

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from harness.deployed import Deployed, Turn
 from harness.endpoint import Endpoint
 from harness.scenario_model import Counter
+from scenarios.suites.load.beforehand import first_answer
 from scenarios.suites.load.plan import Plan
-from scenarios.suites.load.requests import Encoded, first_answer
+from scenarios.suites.load.requests import Encoded
 
 FIRST_ANSWER_S = 60.0
 UNITS = {"throughput": "/s", "capacity": "/s", "cpu": "s", "memory": "bytes", "cost": "per million"}

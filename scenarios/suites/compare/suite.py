@@ -16,7 +16,7 @@ from scenarios.suites.compare.blocks import Blocks
 from scenarios.suites.compare.contenders import HIGHER_IS_BETTER, UNITS, Comparing, Contender, Present, Stage, Taken
 from scenarios.suites.compare.differences import conformance_beside, parity_beside
 from scenarios.suites.judging import Judge
-from scenarios.suites.load.requests import encode
+from scenarios.suites.load.beforehand import encode
 
 SUITE = "compare"
 ERROR_ALPHA = 0.001

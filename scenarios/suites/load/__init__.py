@@ -19,8 +19,10 @@ from harness.load.job import Job
 from harness.load.recording import WRONG_ANSWER
 from harness.load.runner import Generators, LocalGenerators, Progress, WorkerError
 from harness.records import CheckResult, LoadResult, SampleBatch
+from scenarios.suites.load.beforehand import brief, encode
+from scenarios.suites.load.errors import with_wrong
 from scenarios.suites.load.plan import Plan
-from scenarios.suites.load.requests import build_job, encode, wrong_answers
+from scenarios.suites.load.requests import Encoded, build_job, wrong_answers
 from scenarios.suites.load.results import (
     LATE,
     STEADY_WINDOWS,
@@ -99,15 +101,18 @@ async def run_plan(
     progress: Callable[[Progress], None],
     generators: Generators,
     note: Callable[[str], None],
+    encoded: Sequence[Encoded] | None = None,
     again: bool = True,
 ) -> AsyncIterator[LoadResult | SampleBatch | StageEnd | CheckResult]:
-    """``again``: a stage that this machine has disturbed is taken a second time, and both are said.
+    """``encoded`` are the requests of a stage before; None looks at the service first. ``again``: a stage that this
+    machine has disturbed is taken a second time, and both are said.
 
-    Raises UnreachableError when the service does not answer before the stage, MeasurementError when nothing could be
-    measured.
+    Raises UnreachableError or NotServedError where the model does not answer beforehand, MeasurementError when nothing
+    could be measured.
     """
     due = plan.due_ns() if plan.open_loop else None
-    encoded = await encode(endpoint, plan)
+    if encoded is None:
+        encoded = await encode(endpoint, plan, brief(plan))
     job = build_job(endpoint, plan, encoded)
     bodies = [item.body for item in encoded]
     started = time.monotonic()
@@ -121,6 +126,8 @@ async def run_plan(
             stage = await generators.run(job, bodies, due, progress)
             wrong = wrong_answers(plan.protocol, stage, encoded, job.cycle)
             columns = _with_wrong(stage.columns, wrong)
+            if wrong:
+                stage = with_wrong(stage, columns, wrong)
             batch = batch_of(endpoint, plan, columns)
             if not len(batch):
                 raise MeasurementError(f"{plan.name}: the stage ended before its warm-up did; nothing was measured")

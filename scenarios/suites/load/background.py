@@ -15,14 +15,15 @@ import numpy.typing as npt
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError
 from harness.load.job import Job, Protocol
-from harness.load.recording import WRONG_ANSWER, errors_text
+from harness.load.recording import WRONG_ANSWER, Examples
 from harness.load.runner import Control, StageResult, WorkerError, run_stage
+from scenarios.suites.load.beforehand import encode
+from scenarios.suites.load.errors import errors_seen, in_words
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import (
     KNOWN_ANSWERS,
     Encoded,
     build_job,
-    encode,
     read_answer,
     without_id,
     wrong_answers,
@@ -44,6 +45,10 @@ class Traffic:
     error: npt.NDArray[np.int16]
     version: npt.NDArray[np.str_]
     wrong: dict[int, str]
+    status: npt.NDArray[np.int32]
+    start_s: float
+    examples: Examples
+    """The first error of each class and status."""
 
     def __len__(self) -> int:
         return int(self.due_s.size)
@@ -73,7 +78,9 @@ class Traffic:
         return (self.due_s >= start_s) & (self.due_s < end_s)
 
     def errors_text(self, which: Bools) -> str:
-        return errors_text(self.classes[which]) or "none"
+        """How many of each class and status, and what the first of them said."""
+        done_ns = ((self.done_s[which] - self.start_s) * 1e9).astype(np.int64)
+        return in_words(errors_seen(self.classes[which], self.status[which], done_ns, self.examples)) or "none"
 
 
 class Background:
@@ -143,6 +150,9 @@ class Background:
             error=stage.columns["error"],
             version=np.array(versions, dtype=np.str_),
             wrong={places[row]: what for row, what in wrong.items()},
+            status=stage.columns["status"],
+            start_s=stage.start_ns / 1e9,
+            examples=stage.examples,
         )
 
 

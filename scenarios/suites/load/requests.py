@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -14,10 +11,11 @@ import httpx
 import numpy as np
 
 from harness.endpoint import Endpoint
-from harness.errors import ProtocolError, ServecertError, UnreachableError, UsageError
-from harness.inputs import Case, cases_for
+from harness.errors import ProtocolError, UsageError
+from harness.inputs import Case
 from harness.load.job import ID_PLACEHOLDER, ID_WIDTH, Job, Protocol, Request
 from harness.load.runner import StageResult
+from harness.look import stands_before
 from harness.numeric import EXACT, TOLERANCES, distance, other_outputs
 from harness.protocol.grpc_client import GrpcClient, infer_request
 from harness.protocol.grpc_client import parse_infer as parse_grpc
@@ -29,16 +27,17 @@ from harness.protocol.tensors import InferResult, Tensor
 from scenarios.suites.load.plan import Plan
 
 CYCLE = 4096
-GRPC = ("grpc", "grpc-stream")
 """Which request follows which is drawn once, for so many, and repeats."""
+GRPC = ("grpc", "grpc-stream")
 
 
 @dataclass(frozen=True)
 class Encoded:
     """A case as it goes out, and what must come back; each request carries its own number as its id.
 
-    ``expected`` is empty where the model does not repeat itself; ``problem`` says why not even a single request got an
-    answer that can be read. ``inputs`` are what it asks, and ``alone`` what was answered when nothing else was asked.
+    ``expected`` is empty where the model does not repeat itself, and where there was no time to ask (``unasked``);
+    ``problem`` says why not even a single request got an answer that can be read. ``inputs`` are what it asks, and
+    ``alone`` what was answered when nothing else was asked.
     """
 
     request: Request
@@ -47,63 +46,14 @@ class Encoded:
     problem: str = ""
     inputs: tuple[Tensor, ...] = ()
     alone: InferResult | None = None
+    unasked: bool = False
 
 
 def request_id(row: int) -> str:
     return f"{row:0{ID_WIDTH}d}"
 
 
-async def encode(endpoint: Endpoint, plan: Plan) -> list[Encoded]:
-    """Each case is asked alone first: what nobody knows the right answer to is compared with that."""
-    if plan.protocol in GRPC and not endpoint.grpc_address:
-        raise UsageError(
-            f"{plan.name}: load over gRPC needs a gRPC address: --grpc HOST:PORT, or in a scenario"
-            " for a real cluster 'expose: grpc' at the service (it routes to one port)"
-        )
-    async with contextlib.AsyncExitStack() as stack:
-        rest = await stack.enter_async_context(endpoint.rest(max(plan.timeout_s, 30)))
-        if plan.protocol == "openai":
-            from scenarios.suites.load import openai
-
-            return await openai.encode(endpoint, rest)
-        grpc = None
-        if endpoint.grpc_address:
-            client = endpoint.grpc(30)
-            grpc = await stack.enter_async_context(client)
-        encoded = []
-        for number, case in enumerate(await cases_for(endpoint, rest, grpc)):
-            item = _encode_case(endpoint, plan, number, case)
-            try:
-                alone = await _ask(plan, item, rest, grpc)
-                repeats = case.outputs is not None or _agree(alone, await _ask(plan, item, rest, grpc))
-            except UnreachableError:
-                raise
-            except ServecertError as error:
-                encoded.append(replace(item, problem=str(error)[:400]))
-                continue
-            expected = (case.outputs or alone.outputs) if repeats else ()
-            encoded.append(replace(item, expected=expected, inputs=case.inputs, alone=alone))
-    return encoded
-
-
-async def first_answer(endpoint: Endpoint, plan: Plan, within_s: float) -> None:
-    """Returns when one request has been answered. Raises what the last try raised after ``within_s``."""
-    deadline = time.monotonic() + within_s
-    async with contextlib.AsyncExitStack() as stack:
-        rest = await stack.enter_async_context(endpoint.rest(plan.timeout_s))
-        grpc = await stack.enter_async_context(endpoint.grpc(plan.timeout_s)) if endpoint.grpc_address else None
-        while True:
-            try:
-                item = _encode_case(endpoint, plan, 0, (await cases_for(endpoint, rest, grpc))[0])
-                await _ask(plan, item, rest, grpc)
-                return
-            except ServecertError:
-                if time.monotonic() > deadline:
-                    raise
-            await asyncio.sleep(0.05)
-
-
-def _agree(one: InferResult, other: InferResult) -> bool:
+def agree(one: InferResult, other: InferResult) -> bool:
     return not differs(one.outputs, other)
 
 
@@ -125,12 +75,7 @@ def _difference(expected: Tensor, came: InferResult) -> str:
     return f"{expected.name}{list(near.worst_index)}: expected {near.worst_expected}, got {near.worst_observed}"
 
 
-def what_is_wrong(expected: Sequence[Tensor], came: InferResult) -> str:
-    """The first output that is not as expected; empty where all are."""
-    return next((text for tensor in expected if (text := _difference(tensor, came))), "")
-
-
-def _encode_case(endpoint: Endpoint, plan: Plan, number: int, case: Case) -> Encoded:
+def encode_case(endpoint: Endpoint, plan: Plan, number: int, case: Case) -> Encoded:
     name = f"body-{number}.bin"
     if plan.protocol in GRPC:
         raw = any(tensor.datatype in ("FP16", "BF16") for tensor in case.inputs)
@@ -148,7 +93,8 @@ def _encode_case(endpoint: Endpoint, plan: Plan, number: int, case: Case) -> Enc
     return Encoded(Request(path, headers, name, case.weight), body)
 
 
-async def _ask(plan: Plan, item: Encoded, rest: RestClient, grpc: GrpcClient | None) -> InferResult:
+async def ask(plan: Plan, item: Encoded, rest: RestClient, grpc: GrpcClient | None) -> InferResult:
+    """One request, alone. Raises NotServedError where the answer is none of the server's, and what a client raises."""
     if plan.protocol in GRPC:
         assert grpc is not None
         request = MESSAGES["ModelInferRequest"].FromString(item.body)
@@ -159,7 +105,10 @@ async def _ask(plan: Plan, item: Encoded, rest: RestClient, grpc: GrpcClient | N
             raise ProtocolError(f"ModelStreamInfer: {answers[-1].error_message if answers else 'no answer'}")
         return parse_grpc(answers[-1].infer_response)
     path = item.request.target.removeprefix(urlsplit(rest.base_url).path.rstrip("/"))
-    return parse_rest(await rest.request("POST", path, item.body, item.request.headers))
+    answer = await rest.request("POST", path, item.body, item.request.headers)
+    if (before := stands_before(answer, rest.base_url)) is not None:
+        raise before
+    return parse_rest(answer)
 
 
 def _grpc_message(protocol: Protocol, content: bytes) -> Any:

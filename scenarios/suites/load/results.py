@@ -22,6 +22,8 @@ from harness.slo import DEFAULT_ERRORS, Objective, with_errors
 from harness.stats import goodput, summarize
 from harness.stats import percentile_intervals as independent_intervals
 from harness.units import format_duration
+from scenarios.suites.load.beforehand import how_inspected
+from scenarios.suites.load.errors import errors_seen
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import Encoded
 
@@ -132,6 +134,8 @@ def summarize_stage(
         seed=plan.seed,
         started_s=stage.start_ns / 1e9 if stage.start_ns else None,
         limited=stage.limited,
+        errors_seen=errors_seen(batch.error, batch.status, batch.done_ns, stage.examples),
+        resent=stage.resent,
     )
 
 
@@ -407,8 +411,8 @@ def _answers(
     observed = f"{result.checked_answers} inspected, all right"
     if plan.protocol == "openai":
         observed = f"{result.checked_answers} streams inspected, all whole"
-    elif not any(item.expected for item in encoded):
-        observed += " as far as ids tell: the model does not repeat itself"
+    else:
+        observed += how_inspected(encoded)
     return Outcome.PASSED, {"observed": observed}
 
 

@@ -22,7 +22,8 @@ from harness.units import format_duration
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
 from scenarios.suites.load.background import Traffic, background, pause
-from scenarios.suites.load.requests import Encoded, encode, read_answer, what_is_wrong
+from scenarios.suites.load.beforehand import encode
+from scenarios.suites.load.requests import Encoded, differs, read_answer
 from scenarios.suites.probes.pods import (
     has_address,
     http_port,
@@ -133,7 +134,7 @@ class _Suite:
             while True:
                 try:
                     case = (await cases_for(endpoint, rest, None))[0]
-                    first = first or what_is_wrong(case.outputs or (), await rest.infer(case.inputs))
+                    first = first or differs(case.outputs or (), await rest.infer(case.inputs))
                     break
                 except ServecertError as error:
                     first = first or str(error)[:300]
@@ -327,7 +328,7 @@ class _Suite:
         first_s = time.monotonic() - born.at_s
         try:
             answer = await kserve.ask_pod(born.name, port, f"{model}/infer", body)
-            failure = what_is_wrong(first_case.expected, read_answer("rest", answer.encode()))
+            failure = differs(first_case.expected, read_answer("rest", answer.encode()))
         except (ClusterError, LookupError, ServecertError) as error:
             failure = str(error)
         said = f"the first yes came after {format_duration(first_s)} and {asked} question{'s' if asked != 1 else ''}"
@@ -417,7 +418,7 @@ class _Suite:
                 if said_yes:
                     polled.ready += 1
                     try:
-                        failure = what_is_wrong(case.expected, await rest.infer(case.inputs))
+                        failure = differs(case.expected, await rest.infer(case.inputs))
                     except ServecertError as error:
                         failure = str(error)
                     if failure:

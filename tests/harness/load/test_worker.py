@@ -163,7 +163,8 @@ def test_stalled_server_cannot_hide_its_stall() -> None:
     [
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "http_4xx"),
         (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", "http_5xx"),
-        (b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", "http_other"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", "redirect"),
+        (b"HTTP/1.1 600 What\r\nContent-Length: 0\r\n\r\n", "http_other"),
         (b"this is not HTTP at all\r\n\r\n", "protocol"),
     ],
 )
