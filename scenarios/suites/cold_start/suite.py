@@ -38,6 +38,7 @@ from scenarios.suites.cold_start.phases import (
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
 from scenarios.suites.load.beforehand import encode
+from scenarios.suites.load.errors import stage_errors
 from scenarios.suites.load.requests import Encoded, build_job, wrong_answers
 
 SUITE = "cold-start"
