@@ -181,14 +181,15 @@ class Late:
         return many
 
 
-def late(happened: Flags) -> Late:
+def late(happened: Flags, steady: bool = True) -> Late:
     """Requests to which something happened, in the order of their due times. Fewer than ``FEW`` are taken to be
-    independent: nothing tells how they follow each other."""
+    independent, since nothing tells how they follow each other; and so are those of a stage that is not ``steady``: what
+    happens there at some time is of the course that the load takes, and comes again with it."""
     count = int(np.count_nonzero(happened))
-    return _late(happened, count, correlation_time(happened) if count >= FEW else 0.0)
+    return _late(happened, count, correlation_time(happened) if steady and count >= FEW else 0.0)
 
 
-def later_than(latency_s: Samples, bound_s: float, allowed: float, including: bool) -> Late:
+def later_than(latency_s: Samples, bound_s: float, allowed: float, including: bool, steady: bool = True) -> Late:
     """Requests later than a bound (or, ``including``, just as late), of which a share ``allowed`` may be.
 
     Where few of them are, nearer delays tell how late requests follow each other: those of the slowest ``allowed``, and
@@ -198,8 +199,11 @@ def later_than(latency_s: Samples, bound_s: float, allowed: float, including: bo
     n = int(latency_s.size)
     happened: Flags = latency_s >= bound_s if including else latency_s > bound_s
     count = int(np.count_nonzero(happened))
+    if not steady:
+        found = _late(happened, count, 0.0)
+        return replace(found, high=1.0) if n < LEAST_LATENCIES else found
     ordered = np.sort(latency_s)
-    tau = max(1.0, correlation_time(happened) if count >= FEW else 1.0)
+    tau = correlation_time(happened) if count >= FEW else 1.0
     slowest, well_above = percentile(ordered, 1 - allowed), APART * percentile(ordered, 0.5)
     for level_s in (slowest, well_above):
         if level_s < NEAR * bound_s:

@@ -41,6 +41,8 @@ class Seen:
     failed: Flags
     length_s: float
     """Of the measured window."""
+    steady: bool
+    """Whether the same load was offered all the time."""
     rate_per_s: float
     """Successes a second within it."""
     rates_per_s: Samples | None = None
@@ -66,6 +68,7 @@ def joined(stages: Sequence[Seen]) -> Seen:
         latency_s=np.concatenate([stage.latency_s for stage in stages]),
         failed=np.concatenate([stage.failed for stage in stages]),
         length_s=length_s,
+        steady=all(stage.steady for stage in stages),
         rate_per_s=sum(stage.rate_per_s * stage.length_s for stage in stages) / length_s,
         rates_per_s=together([stage.rates_per_s for stage in stages]),
         ttft_s=together([stage.ttft_s for stage in stages]),
@@ -116,10 +119,11 @@ def _judge_percentile(objective: Objective, seen: Seen, values: Samples) -> Judg
     value = percentile(np.sort(values), q)
     if objective.upper:
         allowed = 1 - q
-        found = later_than(values, objective.threshold, allowed, including=objective.operator == "<")
+        found = later_than(values, objective.threshold, allowed, objective.operator == "<", seen.steady)
     else:
         allowed = q
-        found = late(values <= objective.threshold if objective.operator == ">" else values < objective.threshold)
+        early = values <= objective.threshold if objective.operator == ">" else values < objective.threshold
+        found = late(early, seen.steady)
     answer = _decided(found, allowed)
     told = _told(objective, value, seen)
     if answer is not Answer.UNDECIDED:
@@ -165,7 +169,7 @@ def _judge_errors(objective: Objective, seen: Seen) -> Judged:
     told = f"{share:.3%} ({count} of {n})"
     if objective.threshold in (0.0, 1.0):
         return Judged(_plain(objective, share), told)
-    found = late(failed)
+    found = late(failed, seen.steady)
     if not objective.upper:  # asks that a server does refuse
         low, high = found.low >= objective.threshold, found.high < objective.threshold
         answer = Answer.MET if low else Answer.NOT_MET if high else Answer.UNDECIDED

@@ -13,7 +13,7 @@ from harness.slo import DEFAULT_ERRORS, parse_slo, with_errors
 
 def seen(latency_s: np.ndarray, failed: np.ndarray | None = None, **fields: object) -> Seen:
     lost = np.zeros(latency_s.size, bool) if failed is None else failed
-    values = {"length_s": 10.0, "rate_per_s": float((~lost).sum()) / 10, **fields}
+    values = {"length_s": 10.0, "steady": True, "rate_per_s": float((~lost).sum()) / 10, **fields}
     return Seen(np.where(lost, np.inf, latency_s), lost, **values)  # type: ignore[arg-type]
 
 
@@ -140,3 +140,12 @@ def test_interval_has_ends_or_is_not_there() -> None:
     assert not {"p99", "p99_9"} & set(found)
     assert percentile_intervals(steady(20)) == {}
     assert mean_bounds(latency) is None
+
+
+def test_what_comes_with_the_course_of_the_load_is_no_chance() -> None:
+    """A service that scales out: 90 of 3,000 requests are late, all while pods start."""
+    latency = steady(3000)
+    latency[1000:1090] = 1.0
+    objective = parse_slo("p95 < 500ms")
+    assert judge(objective, seen(latency)).answer is Answer.UNDECIDED, "once in a steady stage"
+    assert judge(objective, seen(latency, steady=False)).answer is Answer.MET

@@ -40,7 +40,7 @@ def independent(requests: int, generator: np.random.Generator) -> Samples:
 
 def stage(latency_s: Samples, failed: np.ndarray | None = None) -> StageSeen:
     lost = np.zeros(latency_s.size, bool) if failed is None else failed
-    return StageSeen(np.where(lost, np.inf, latency_s), lost, 10.0, latency_s.size / 10)
+    return StageSeen(np.where(lost, np.inf, latency_s), lost, 10.0, True, latency_s.size / 10)
 
 
 def called(answer: Answer, draw: Callable[[np.random.Generator], StageSeen], text: str, trials: int, seed: int) -> Seen:

@@ -53,6 +53,11 @@ class Plan:
         return self.concurrency is None
 
     @property
+    def steady(self) -> bool:
+        """Whether the same load is offered all the time."""
+        return not self.segments and self.trace is None
+
+    @property
     def lead_in_s(self) -> float:
         """Sent before the measured part, in the same stage."""
         return LEAD_IN_S if self.warmup_s is None else self.warmup_s

@@ -199,6 +199,7 @@ def seen_of(plan: Plan, columns: Columns, batch: SampleBatch, stage: StageResult
         latency_s=batch.latency_s,
         failed=batch.failed,
         length_s=seconds,
+        steady=plan.steady,
         rate_per_s=_completed(columns, start, end) / seconds,
         rates_per_s=rates,
         ttft_s=ttft,
@@ -377,8 +378,7 @@ def judge(
     checks.append(check("answers", requirement, outcome, **fields))
     if plan.open_loop and result.valid:
         outcome, told, reason = kept_up(plan, end.columns)
-        steady = not plan.segments and plan.trace is None
-        level = Level.MUST if steady and outcome is Outcome.FAILED else Level.SHOULD
+        level = Level.MUST if plan.steady and outcome is Outcome.FAILED else Level.SHOULD
         text = {"expected": "no more and more requests that wait", "observed": told, "reason": reason}
         checks.append(check("kept_up", "The service answers as fast as it is asked.", outcome, level, **text))
     for objective in with_errors(plan.objectives):
