@@ -183,7 +183,7 @@ class Late:
 
 def late(happened: Flags, steady: bool = True) -> Late:
     """Requests to which something happened, in the order of their due times. Fewer than ``FEW`` are taken to be
-    independent, since nothing tells how they follow each other; and so are those of a stage that is not ``steady``: what
+    independent, since nothing tells how they follow each other; so are those of a stage that is not ``steady``: what
     happens there at some time is of the course that the load takes, and comes again with it."""
     count = int(np.count_nonzero(happened))
     return _late(happened, count, correlation_time(happened) if steady and count >= FEW else 0.0)
