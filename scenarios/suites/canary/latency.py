@@ -1,7 +1,7 @@
 """Whether a candidate is slower than the version before it: shown, excluded, or not decided. Pure functions.
 
-A pod that has nine times the requests is slower than its twin. Versions are therefore compared in those phases only in
-which each pod of both gets about as many requests, within ``COMPARABLE``: at 50 % with as many pods of each, at 20 %
+A pod that has nine times the requests is slower than its twin. Versions are therefore compared only while
+each pod of both gets about as many requests, within ``COMPARABLE``: at 50 % with as many pods of each, at 20 %
 with one pod to four. There, both answer in the same seconds, on the same nodes, behind the same ingress: what disturbs
 one disturbs the other, and no drift between two windows is taken for a difference. A phase of its own for the version
 before it, at the lower rate, would have none of this.
