@@ -35,6 +35,8 @@ TAIL = 4.0
 show it, so that intervals take at least this many times what the median has beyond one."""
 DECIDING = 0.95
 """Confidence of an objective that is called met, or not met: one-sided, each."""
+PIECES = 6
+"""A stage says at least as much against an objective as so many independent requests."""
 FEW = 5
 """Events of which no correlation time can be told."""
 APART, NEAR = 1.25, 0.1
@@ -166,8 +168,9 @@ class Late:
         ten millions."""
 
         def decided(n: int) -> bool:
-            effective, seen = n / self.tau, n / self.tau * self.share
-            low, high = share_bounds(seen, effective, 1 - DECIDING)
+            high = share_bounds(n / self.tau * self.share, n / self.tau, 1 - DECIDING)[1]
+            surely = min(self.tau, n / PIECES)
+            low = share_bounds(n / surely * self.share, n / surely, 1 - DECIDING)[0]
             return (high <= limit and n >= LEAST_LATENCIES) or low > limit
 
         few, many = self.n, self.n
@@ -219,5 +222,8 @@ def _late(happened: Flags, count: int, tau: float) -> Late:
     """``tau`` 0 for one that is not known, and taken to be 1."""
     n = int(happened.size)
     tau = min(_careful(tau, n, 1.5, tau), float(n)) if tau else 1.0
-    low, high = share_bounds(count / tau, n / tau, 1 - DECIDING)
+    _, high = share_bounds(count / tau, n / tau, 1 - DECIDING)
+    # A stage that is late nearly all the time resembles itself throughout: that is no reason to doubt it.
+    surely = min(tau, n / PIECES)
+    low, _ = share_bounds(count / surely, n / surely, 1 - DECIDING)
     return Late(count, n, tau, low, high)

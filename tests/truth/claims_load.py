@@ -134,6 +134,21 @@ for _load in (0.5, 0.8, 0.9):
                     120,
                 )
             )
+for _load in (0.5, 0.8, 0.9):
+    for _name, _beyond, _text in (("p50", 0.48, "48 %"), ("p95", 0.045, "4.5 %"), ("p99", 0.008, "0.8 %")):
+        for _requests in (500, 2000, 10_000):
+            CLAIMS.append(
+                Claim(
+                    f"load.wrongly_broken.{_name}.{_load}.{_requests}",
+                    f"{_name} is called not met, and {_text} are beyond it: M/M/1 at load {_load},"
+                    f" {_requests} requests",
+                    0.05,
+                    False,
+                    partial(called, Answer.NOT_MET, partial(queue, _load, _requests), bound(_name, _load, _beyond)),
+                    1000,
+                    120,
+                )
+            )
 CLAIMS += [
     Claim(
         "load.small_sample",
