@@ -69,7 +69,7 @@ def _same_blocks(kept: float) -> Claim:
         return Seen(called, trials)
 
     promise = f"A against A in one run is called different (12 blocks, drift of 10 %, autocorrelation {kept:g})"
-    return Claim(f"compare_same_blocks_{kept:g}", promise, 0.05, False, measure, trials=1500, quick=150)
+    return Claim(f"compare_same_blocks_{kept:g}", promise, 0.05, False, measure, trials=4000, quick=200)
 
 
 def _slower_blocks(kept: float) -> Claim:
