@@ -11,9 +11,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from harness.deployment import planned_manifests
 from harness.endpoint import Endpoint, check_url
-from harness.engine import Engine, default_directory
 from harness.errors import EXIT_INTERRUPTED, UsageError
 from harness.golden import read_json_object, read_payload
 from harness.load.distributed import Address
@@ -77,6 +75,8 @@ def run(
         return
     worst = 0
     for scenario in loaded:
+        from harness.engine import default_directory
+
         directory = default_directory(scenario.name) if out is None else out
         if out is not None and len(loaded) > 1:
             directory = out / scenario.name
@@ -89,6 +89,7 @@ def run(
 def _print_scenario(scenario: Scenario) -> None:
     """Cluster, manifests and steps, as they would be."""
     from harness.cli_cluster import print_plan
+    from harness.deployment import planned_manifests
 
     print(f"# {scenario.name}")
     print_plan(scenario.cluster)
@@ -102,6 +103,8 @@ def _print_scenario(scenario: Scenario) -> None:
 
 def _run_one(scenario: Scenario, output: Output) -> int:
     async def work(store: RunStore, observer: Observer) -> None:
+        from harness.engine import Engine
+
         await Engine(scenario, store, observer).run()
 
     return execute(scenario.name, scenario.seed, work, output)

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.records import CheckResult, Comparison, LoadResult, Measurement, ParityResult
 
-VERSION = 1
 _NOT_FINITE = ["nan", "inf", "-inf"]
 
 
