@@ -35,7 +35,7 @@ TAIL = 4.0
 show it, so that intervals take at least this many times what the median has beyond one."""
 DECIDING = 0.95
 """Confidence of an objective that is called met, or not met: one-sided, each."""
-PIECES = 6
+PIECES = 5
 """A stage says at least as much against an objective as so many independent requests."""
 FEW = 5
 """Events of which no correlation time can be told."""
@@ -121,7 +121,7 @@ def percentile_intervals(latency_s: Samples, confidence: float = 0.95) -> dict[s
         tau = middle
         if q != 0.5:
             tau = max(correlation_time(latency_s > percentile(ordered, q)), 1 + TAIL * (middle - 1))
-        tau = _careful(tau, n, 4.0, middle)
+        tau = _careful(tau, n, 5.0, middle)
         if n / tau * min(q, 1 - q) < LEAST_BEYOND:
             continue
         low, high = share_bounds(q * n / tau, n / tau, (1 - confidence) / 2)
