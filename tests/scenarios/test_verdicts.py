@@ -148,3 +148,28 @@ def test_busy_service_that_keeps_up_is_silent(ask: Callable[..., dict[str, Any]]
         found = ask(port, "--rate", "60", "--duration", "4s")
     assert outcome(found, "kept_up") == "passed"
     assert found["exit"] == 0
+
+
+def slow(number: int, asked: str) -> tuple[int, bytes]:
+    """Half a second, for as many at once as come."""
+    time.sleep(0.5)
+    return 200, infer_answer(1.0, id=asked)
+
+
+def test_own_limit_of_connections_is_not_the_service_s(ask: Callable[..., dict[str, Any]]) -> None:
+    """20 connections at half a second are 40 requests a second at most, whatever the service can do."""
+    options = ("--rate", "80", "--duration", "3s", "--connections", "20", "--processes", "2")
+    with scripted_server(server(slow, sound=6)) as port:
+        found = ask(port, *options, "--slo", "p95 < 1s", "--slo", "p50 < 200ms")
+    assert found["exit"] == 1
+    assert outcome(found, "valid") == "error"
+    assert not found["valid"]
+    assert "connection-bound" in found["invalid_reason"]
+    assert "raise --connections" in found["said"]
+    assert found["limited"] > 0
+    assert outcome(found, "slo.p95") == "error", "with more connections it might be met"
+    assert outcome(found, "slo.p50") == "failed", "half a second is not 200 ms however many connections there are"
+    with scripted_server(server(slow, sound=6)) as port:
+        found = ask(port, "--rate", "80", "--duration", "3s", "--connections", "200", "--slo", "p95 < 1s")
+    assert found["limited"] == 0
+    assert outcome(found, "slo.p95") == "passed"
