@@ -354,11 +354,12 @@ class ColdStartStep(_Step):
     suite: Literal["cold-start"]
     trials: int = Field(5, ge=1, le=100)
     requests: int = Field(4, ge=1, le=1000, description="sent at once to the cold service; each must be answered")
-    warm: int = Field(30, ge=5, le=10_000, description="requests afterwards, to compare the first one with")
+    warm: int = Field(30, ge=5, le=10_000, description="requests, one after the other, to compare the first one with")
     within: Duration = Field(120.0, validate_default=False, description="for the cold requests to be answered")
     zero_within: Duration = Field(180.0, validate_default=False, description="for the pods to go, idle, before a trial")
     budget: dict[Phase, Duration] = Field(
-        default_factory=dict, description="how long a phase may take, at the median of the trials; total is all of it"
+        default_factory=dict,
+        description="how long a phase may take, at the median, with 95 % confidence; total is all of it",
     )
 
     @field_validator("within", "zero_within")

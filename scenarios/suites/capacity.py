@@ -27,6 +27,8 @@ from scenarios.suites.load.results import LIMITED, kept_up
 SUITE = "capacity"
 LOWEST = 256
 """The search goes down to this part of the rate that it began with."""
+LEAST_REQUESTS = 1
+"""And no further than to where a trial has so many requests."""
 PROBE = 1.5
 """So much above the lowest rate that failed, a last trial looks whether failing has an end."""
 CONFIRMING = 6
@@ -45,6 +47,10 @@ class Search:
     """The search ends when the lowest rate that failed is so much above the highest that was met."""
     repeats: int = 3
     """Trials that must meet the objectives at the rate that is found. 1 takes every trial as final."""
+
+    @property
+    def lowest_per_s(self) -> float:
+        return max(self.start_per_s / LOWEST, LEAST_REQUESTS / self.plan.duration_s)
 
     @property
     def budget(self) -> int:
@@ -128,7 +134,7 @@ def next_rate(trials: Sequence[Trial], search: Search) -> float | None:
         if low < search.most_per_s:
             return min(low * 2, search.most_per_s)
     elif low is None:
-        return high / 2 if high > search.start_per_s / LOWEST else None
+        return high / 2 if high / 2 >= search.lowest_per_s else None
     elif high > low * (1 + search.tolerance):
         return math.sqrt(low * high)
     if not known[low].confirmed(search.repeats):

@@ -29,6 +29,7 @@ from harness.deployment import with_port
 from harness.endpoint import Endpoint
 from harness.errors import ClusterError, UsageError
 from harness.kserve import KServe
+from harness.kubeevents import Happened, more_often
 from harness.records import CheckResult, Outcome
 from harness.runtimes import build_model
 from harness.scenario import load_scenario
@@ -490,7 +491,14 @@ async def test_the_timeline_is_of_this_run(cluster: LocalCluster, core: Any, nam
     assert await kserve.timeline() == []
     core.create_namespaced_event(namespace, event("later"))
     later = {"count": 5, "lastTimestamp": "2026-01-01T00:01:00Z"}
-    core.patch_namespaced_event("repeated", namespace, later)
+    before = await kserve.happened("Unhealthy")
+    async with kserve.watch_events() as watch:
+        known = len(watch.changes)
+        core.patch_namespaced_event("repeated", namespace, later)
+        again = await watch.until(lambda event: event.pod == "repeated", 10, since=known)
+    assert again is not None
+    assert (again.type, again.reason, again.event["count"]) == ("MODIFIED", "Unhealthy", 5)
+    assert more_often(before, await kserve.happened("Unhealthy")) == [Happened(2, "repeated", "of repeated")]
     found = [(item.object, item.detail, item.wall) for item in await kserve.timeline()]
     assert found == [
         ("pod/later", "of later", "2026-01-01T00:00:00.000+00:00"),

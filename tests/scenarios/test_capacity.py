@@ -68,6 +68,12 @@ def test_a_single_failure_is_tried_again_and_two_make_a_failed_rate() -> None:
     assert bracket([*lucky, Trial(20, True)], 3) == (20, None)
 
 
+def test_search_goes_no_lower_than_a_trial_has_requests() -> None:
+    tried = [Trial(rate, False) for rate in (10.0, 5.0, 2.5)]
+    assert next_rate(tried, search()) == 1.25
+    assert next_rate([*tried, Trial(1.25, False)], search()) is None, "half of that is no request in most seconds"
+
+
 def test_rate_that_failed_at_once_is_tried_again_at_the_end() -> None:
     """A disturbance may outlast two trials."""
     wanted = search(repeats=3, tolerance=0.5)

@@ -25,7 +25,11 @@ def server(answer: Answer, sound: int = 3) -> Callable[[socket.socket, bytes], N
 
     def serve(connection: socket.socket, data: bytes) -> None:
         while data:
-            _, sent = read_request(connection, data)
+            path, sent = read_request(connection, data)
+            if not path.endswith("/infer"):
+                connection.sendall(b"HTTP/1.1 404 X\r\nContent-Length: 0\r\n\r\n")
+                data = connection.recv(65536)
+                continue
             asked = json.loads(sent)["id"]
             number = next(counter)
             status, body = (200, infer_answer(1.0, id=asked)) if number < sound else answer(number, asked)

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from harness.deployed import Deployed
 from harness.errors import MeasurementError
 from harness.kserve import is_pod_ready
-from harness.load.recording import WRONG_ANSWER
-from harness.load.runner import Control, Progress, StageResult, WorkerError, run_stage
+from harness.load.runner import WorkerError, run_stage
 from harness.podwatch import EventWatch, PodChange, PodWatch
 from harness.records import CheckResult, Measurement, Outcome, Record, Series, TimelineEvent
 from harness.stats import percentile_interval
@@ -35,17 +34,16 @@ from scenarios.suites.cold_start.phases import (
     pulled,
     settled,
 )
+from scenarios.suites.cold_start.warm import LEAST_WARM, Warm, errors_of, warm_requests
 from scenarios.suites.judging import Judge
 from scenarios.suites.load import Plan
 from scenarios.suites.load.beforehand import encode
 from scenarios.suites.load.errors import stage_errors
-from scenarios.suites.load.requests import Encoded, build_job, wrong_answers
+from scenarios.suites.load.requests import Encoded, build_job
 
 SUITE = "cold-start"
 EVENTS_S = 5.0
 """So long after a pod is ready it is waited for what its kubelet tells of its images."""
-LEAST_WARM = 5
-"""Fewer answered warm requests are nothing to hold a cold one against."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,6 @@ class ColdStart:
     zero_within_s: float
     budget_s: Mapping[str, float]
     """By phase, and ``total``: what the median of all cold starts may take."""
-
-
-@dataclass(frozen=True)
-class Warm:
-    """Latencies of the right answers to ``sent`` requests, one after the other."""
-
-    latency_s: tuple[float, ...]
-    sent: int
-    errors: str
 
 
 class _Suite:
@@ -90,7 +79,7 @@ class _Suite:
         if problem := next((item.problem for item in encoded if item.problem), ""):
             raise MeasurementError(f"{self.deployed.name}: a request was not answered: {problem}")
         trials: list[Trial] = []
-        warm = await self._warm(encoded)
+        warm = await warm_requests(self.deployed.endpoint, self.plan, encoded, self.wanted.warm)
         for number in range(1, self.wanted.trials + 1):
             self.status(f"{self.step}: trial {number} of {self.wanted.trials}: waiting until there is no pod")
             idle_s = await self._until_zero()
@@ -110,41 +99,6 @@ class _Suite:
 
         return await self.deployed.until("no pod", nobody, self.wanted.zero_within_s)
 
-    async def _warm(self, encoded: list[Encoded]) -> Warm:
-        """Single requests to a service that is awake: the next is sent when the one before has its answer."""
-        wanted, control = self.wanted.warm, Control()
-
-        def enough(progress: Progress) -> None:
-            if progress.done >= wanted:
-                control.enough()
-
-        # A closed loop ends by time, or when there is enough; what it sent beyond that is left out.
-        longest_s = wanted * self.plan.timeout_s
-        plan = replace(self.plan, concurrency=1, duration_s=longest_s)
-        job = replace(build_job(self.deployed.endpoint, plan, encoded), check_every=1)
-        bodies = [item.body for item in encoded]
-        try:
-            stage = await run_stage(job, bodies, None, enough, control=control)
-        except WorkerError as error:
-            raise MeasurementError(f"{self.step}: {error}") from error
-        errors, _ = self._errors(stage, encoded, job.cycle)
-        columns = {name: column[:wanted] for name, column in stage.columns.items()}
-        fine = errors[:wanted] == 0
-        if not fine.any():
-            said = stage_errors(stage, errors[:wanted])
-            raise MeasurementError(f"{self.step}: none of {fine.size} warm requests was answered rightly: {said}")
-        latency = (columns["done_ns"] - columns["due_ns"])[fine] / 1e9
-        return Warm(tuple(float(value) for value in latency), int(fine.size), stage_errors(stage, errors[:wanted]))
-
-    def _errors(
-        self, stage: StageResult, encoded: Sequence[Encoded], cycle: Sequence[int]
-    ) -> tuple[npt.NDArray[np.int16], dict[int, str]]:
-        """The errors of a stage, a wrong answer being one, and what is wrong, by the number of the request."""
-        wrong = wrong_answers(self.plan.protocol, stage, encoded, cycle)
-        errors = stage.columns["error"].copy()
-        errors[np.isin(stage.columns["row"], list(wrong)) & (errors == 0)] = WRONG_ANSWER
-        return errors, wrong
-
     async def _trial(self, encoded: list[Encoded]) -> Trial:
         wanted, kserve = self.wanted, self.deployed.kserve
         offset_s = await kserve.clock_offset_s()
@@ -157,7 +111,7 @@ class _Suite:
                 stage = await run_stage(job, [item.body for item in encoded], due, lambda progress: None)
             except WorkerError as error:
                 raise MeasurementError(f"{self.step}: {error}") from error
-            errors, wrong = self._errors(stage, encoded, job.cycle)
+            errors, wrong = errors_of(self.plan.protocol, stage, encoded, job.cycle)
             columns, lost = stage.columns, errors != 0
             begun_s = (stage.start_ns + int(columns["dispatched_ns"].min())) / 1e9
             trial = Trial(

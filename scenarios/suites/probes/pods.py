@@ -11,6 +11,7 @@ from harness.kubeevents import Happened
 from harness.podwatch import PodChange
 
 Object = dict[str, Any]
+SHOWN = 3
 PERIOD_S, TIMEOUT_S, FAILURES = 10.0, 1.0, 3
 """Kubernetes' defaults of a probe."""
 
@@ -66,8 +67,10 @@ def of_service(happened: Sequence[Happened], service: str, kind: str) -> list[Ha
 
 
 def told(happened: Sequence[Happened]) -> str:
-    """In words; empty where there is nothing."""
-    return "; ".join(f"{item.about}: {item.message}{f' (×{item.times})' * (item.times > 1)}" for item in happened)
+    """In words, the first few; empty where there is nothing."""
+    texts = [f"{item.about}: {item.message}{f' (×{item.times})' * (item.times > 1)}" for item in happened]
+    more = [f"{len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
+    return "; ".join([*texts[:SHOWN], *more])
 
 
 def needed_s(pods: Sequence[Object], kind: str, failures: int | None, now_s: float) -> float | None:

@@ -134,7 +134,8 @@ class _Suite:
             while True:
                 try:
                     case = (await cases_for(endpoint, rest, None))[0]
-                    first = first or differs(case.outputs or (), await rest.infer(case.inputs))
+                    wrong = differs(case.outputs or (), await rest.infer(case.inputs))
+                    first = first or wrong
                     break
                 except ServecertError as error:
                     first = first or str(error)[:300]
@@ -157,7 +158,9 @@ class _Suite:
         have been asked during it, so that they could have failed."""
         kserve, name = self.deployed.kserve, self.deployed.name
         before = await kserve.happened("Unhealthy")
-        pods = await self.deployed.ready_pods()
+        pods = [pod for pod in await self.deployed.pods() if not pod["metadata"].get("deletionTimestamp")]
+        if not pods:
+            raise MeasurementError(f"{self.step}: there is no pod that could be kept busy")
         now_s = time.time() + (await kserve.clock_offset_s())[0]
         liveness_s = needed_s(pods, "livenessProbe", 1, now_s)
         readiness_s = needed_s(pods, "readinessProbe", None, now_s)
@@ -172,6 +175,7 @@ class _Suite:
             changed, restarted = readiness_changes(watch.changes, since_s), restarts(watch.changes, since_s)
         unhealthy = more_often(before, await kserve.happened("Unhealthy"))
         dead, unready = of_service(unhealthy, name, "Liveness"), of_service(unhealthy, name, "Readiness")
+        again = [f"{container} (×{count})" for container, count in restarted.items()]
         lost = int(traffic.lost.sum())
         return [
             self.judge.measurement("busy.requests", len(traffic), "requests", len(traffic)),
@@ -181,7 +185,7 @@ class _Suite:
                 "liveness",
                 not restarted and not dead,
                 expected="no restart, and no failed liveness probe",
-                observed=f"restarted: {', '.join(restarted) or 'none'}; liveness: {told(dead) or 'held'}",
+                observed=f"restarted: {', '.join(again) or 'none'}; liveness: {told(dead) or 'held'}",
                 needed=liveness_s,
                 lasted_s=lasts_s,
             ),
@@ -240,9 +244,14 @@ class _Suite:
 
     async def _drain(self) -> list[Record]:
         """A pod is deleted under load: it is not ready from then on, and takes no request with it."""
+
+        async def one() -> bool:
+            return bool(await self.deployed.ready_pods())
+
+        await self.deployed.until("a ready pod that could be drained", one, self.wanted.ready_within_s)
         pods = await self.deployed.ready_pods()
         if not pods:
-            raise MeasurementError(f"{self.step}: no pod is ready that could be drained")
+            raise MeasurementError(f"{self.step}: no pod stays ready for long enough to be drained")
         victim = str(pods[0]["metadata"]["name"])
         knative = "serving.knative.dev/revision" in (pods[0]["metadata"].get("labels") or {})
         alone = "it was the only pod, and without Knative nothing holds requests until there is another: minReplicas: 2"
