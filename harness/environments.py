@@ -11,12 +11,12 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.errors import EnvironmentError_
+from harness.interpreters import Interpreter, find_interpreter
 
 Progress = Callable[[str], None]
 
@@ -48,8 +48,9 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def environment_path(name: str, requirements: str) -> Path:
-    made_of = f"{sys.version_info.major}.{sys.version_info.minor}\n{requirements}"
+def environment_path(name: str, requirements: str, python: str = "") -> Path:
+    """``python`` are the versions that it runs on. Raises EnvironmentError_ where this machine has none of them."""
+    made_of = f"{find_interpreter(name, python).version}\n{requirements}"
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     return cache_directory() / "environments" / f"{name}-{digest}"
 
@@ -59,13 +60,18 @@ def is_built(path: Path) -> bool:
 
 
 def build_environment(
-    name: str, requirements: str, progress: Progress = lambda line: None, stop: threading.Event | None = None
+    name: str,
+    requirements: str,
+    progress: Progress = lambda line: None,
+    stop: threading.Event | None = None,
+    python: str = "",
 ) -> Path:
-    """The environment's directory, built if it is not there yet. ``requirements`` is the text of a requirements file.
+    """The environment's directory, built if it is not there yet. ``requirements`` is the text of a requirements file,
+    ``python`` the versions that it runs on.
 
     Raises EnvironmentError_ with pip's last lines; nothing half-built is left behind. ``stop`` ends the build early.
     """
-    path = environment_path(name, requirements)
+    path = environment_path(name, requirements, python)
     if is_built(path):
         return path
     with exclusive(path.with_suffix(".lock")):
@@ -73,19 +79,22 @@ def build_environment(
             return path
         shutil.rmtree(path, ignore_errors=True)
         try:
-            _build(path, name, requirements, progress, stop or threading.Event())
+            interpreter = find_interpreter(name, python)
+            _build(path, name, requirements, interpreter, progress, stop or threading.Event())
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
     return path
 
 
-def _build(path: Path, name: str, requirements: str, progress: Progress, stop: threading.Event) -> None:
-    progress(f"creating the environment of {name}")
+def _build(
+    path: Path, name: str, requirements: str, python: Interpreter, progress: Progress, stop: threading.Event
+) -> None:
+    progress(f"creating the environment of {name}, with Python {python.version}")
     lines: list[str] = []
     try:
         path.mkdir(parents=True)
-        _run([sys.executable, "-m", "venv", str(path)], lines, progress, stop)
+        _run([str(python.path), "-m", "venv", str(path)], lines, progress, stop)
         pins = path / "requirements.txt"
         pins.write_text(requirements)
         pip = [str(path / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]

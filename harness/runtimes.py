@@ -39,6 +39,8 @@ class RuntimeVersion(Strict):
     """The image that stands for this version in manifests."""
     requirements: str | None = None
     """A requirements file beside runtime.yaml; none runs in servecert's own environment."""
+    python: str = ""
+    """The versions of Python that its requirements have releases for, such as ``>=3.9,<3.13``; empty for any."""
 
 
 class RuntimeSpec(Strict):
@@ -111,23 +113,33 @@ class Runtime:
 
     @property
     def installed(self) -> bool:
-        text = self.requirements()
-        return text is None or is_built(environment_path(self.name.replace("@", "-"), text))
+        try:
+            path = self._environment()
+        except EnvironmentError_:
+            return False
+        return path is None or is_built(path)
 
     @property
     def interpreter(self) -> Path:
-        """Of its environment, whether that is built or not."""
+        """Of its environment, whether that is built or not. Raises EnvironmentError_ where no Python fits."""
+        path = self._environment()
+        return Path(sys.executable) if path is None else path / "bin" / "python"
+
+    def _environment(self) -> Path | None:
         text = self.requirements()
-        if text is None:
-            return Path(sys.executable)
-        return environment_path(self.name.replace("@", "-"), text) / "bin" / "python"
+        return None if text is None else environment_path(self._label, text, self.spec.versions[self.version].python)
+
+    @property
+    def _label(self) -> str:
+        return self.name.replace("@", "-")
 
     def python(self, progress: Progress = lambda line: None, stop: threading.Event | None = None) -> Path:
         """The interpreter of the runtime's environment, which is built first if need be."""
         text = self.requirements()
         if text is None:
             return Path(sys.executable)
-        return build_environment(self.name.replace("@", "-"), text, progress, stop) / "bin" / "python"
+        wanted = self.spec.versions[self.version].python
+        return build_environment(self._label, text, progress, stop, wanted) / "bin" / "python"
 
     def deviations(self) -> list[KnownDeviation]:
         path = self.directory / "deviations.yaml"
