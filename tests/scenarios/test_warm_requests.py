@@ -12,7 +12,7 @@ from harness.errors import MeasurementError
 from harness.runtimes import BuiltModel
 from scenarios.suites.cold_start.warm import warm_requests
 from scenarios.suites.load import Plan
-from scenarios.suites.load.requests import encode
+from scenarios.suites.load.beforehand import encode
 from tests.helpers import reference_server
 
 PLAN = Plan("warm", duration_s=1.0, concurrency=1, timeout_s=10.0, warmup_s=0.0)
