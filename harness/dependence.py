@@ -131,9 +131,9 @@ def percentile_intervals(latency_s: Samples, confidence: float = 0.95) -> dict[s
     return found
 
 
-def mean_bounds(values: Samples) -> tuple[float, float] | None:
-    """One-sided bounds (``DECIDING``) of the mean of values in the order of their times; None for too few of them, or
-    values without end."""
+def mean_bounds(values: Samples, chance: float = 1 - DECIDING) -> tuple[float, float] | None:
+    """One-sided bounds, each missed with ``chance``, of the mean of values in the order of their times; None for too
+    few of them, or values without end."""
     from scipy.special import stdtrit
 
     n = int(values.size)
@@ -143,7 +143,7 @@ def mean_bounds(values: Samples) -> tuple[float, float] | None:
     for count in (item for item in BLOCKS if n >= 2 * item):
         length = n // count
         variance = _long_run(values[: count * length].reshape(count, length).mean(axis=1), length)
-        error = max(error, float(stdtrit(count - 1, DECIDING)) * math.sqrt(variance / n))
+        error = max(error, float(stdtrit(count - 1, 1 - chance)) * math.sqrt(variance / n))
     mean = float(values.mean())
     return mean - error, mean + error
 
@@ -151,13 +151,14 @@ def mean_bounds(values: Samples) -> tuple[float, float] | None:
 @dataclass(frozen=True)
 class Late:
     """How many of ``n`` requests broke a bound, and what that says of the share that does. ``low`` and ``high`` are
-    one-sided bounds (``DECIDING``) of that share; ``tau`` is the correlation time they allow for."""
+    one-sided bounds of that share, each missed with ``chance``; ``tau`` is the correlation time they allow for."""
 
     count: int
     n: int
     tau: float
     low: float
     high: float
+    chance: float = 1 - DECIDING
 
     @property
     def share(self) -> float:
@@ -168,9 +169,9 @@ class Late:
         ten millions."""
 
         def decided(n: int) -> bool:
-            high = share_bounds(n / self.tau * self.share, n / self.tau, 1 - DECIDING)[1]
+            high = share_bounds(n / self.tau * self.share, n / self.tau, self.chance)[1]
             surely = min(self.tau, n / PIECES)
-            low = share_bounds(n / surely * self.share, n / surely, 1 - DECIDING)[0]
+            low = share_bounds(n / surely * self.share, n / surely, self.chance)[0]
             return (high <= limit and n >= LEAST_LATENCIES) or low > limit
 
         few, many = self.n, self.n
@@ -184,15 +185,22 @@ class Late:
         return many
 
 
-def late(happened: Flags, steady: bool = True) -> Late:
+def late(happened: Flags, steady: bool = True, chance: float = 1 - DECIDING) -> Late:
     """Requests to which something happened, in the order of their due times. Fewer than ``FEW`` are taken to be
     independent, since nothing tells how they follow each other; so are those of a stage that is not ``steady``: what
     happens there at some time is of the course that the load takes, and comes again with it."""
     count = int(np.count_nonzero(happened))
-    return _late(happened, count, correlation_time(happened) if steady and count >= FEW else 0.0)
+    return _late(happened, count, correlation_time(happened) if steady and count >= FEW else 0.0, chance)
 
 
-def later_than(latency_s: Samples, bound_s: float, allowed: float, including: bool, steady: bool = True) -> Late:
+def later_than(
+    latency_s: Samples,
+    bound_s: float,
+    allowed: float,
+    including: bool,
+    steady: bool = True,
+    chance: float = 1 - DECIDING,
+) -> Late:
     """Requests later than a bound (or, ``including``, just as late), of which a share ``allowed`` may be.
 
     Where few of them are, nearer delays tell how late requests follow each other: those of the slowest ``allowed``, and
@@ -203,7 +211,7 @@ def later_than(latency_s: Samples, bound_s: float, allowed: float, including: bo
     happened: Flags = latency_s >= bound_s if including else latency_s > bound_s
     count = int(np.count_nonzero(happened))
     if not steady:
-        found = _late(happened, count, 0.0)
+        found = _late(happened, count, 0.0, chance)
         return replace(found, high=1.0) if n < LEAST_LATENCIES else found
     ordered = np.sort(latency_s)
     tau = correlation_time(happened) if count >= FEW else 1.0
@@ -214,16 +222,16 @@ def later_than(latency_s: Samples, bound_s: float, allowed: float, including: bo
         above = latency_s > level_s
         if level_s == slowest or 0.05 * n <= np.count_nonzero(above) <= 0.95 * n:
             tau = max(tau, correlation_time(above))
-    found = _late(happened, count, tau)
+    found = _late(happened, count, tau, chance)
     return replace(found, high=1.0) if n < LEAST_LATENCIES else found  # nobody knows how alike so few are
 
 
-def _late(happened: Flags, count: int, tau: float) -> Late:
+def _late(happened: Flags, count: int, tau: float, chance: float) -> Late:
     """``tau`` 0 for one that is not known, and taken to be 1."""
     n = int(happened.size)
     tau = min(_careful(tau, n, 1.5, tau), float(n)) if tau else 1.0
-    _, high = share_bounds(count / tau, n / tau, 1 - DECIDING)
+    _, high = share_bounds(count / tau, n / tau, chance)
     # A stage that is late nearly all the time resembles itself throughout: that is no reason to doubt it.
     surely = min(tau, n / PIECES)
-    low, _ = share_bounds(count / surely, n / surely, 1 - DECIDING)
-    return Late(count, n, tau, low, high)
+    low, _ = share_bounds(count / surely, n / surely, chance)
+    return Late(count, n, tau, low, high, chance)

@@ -84,21 +84,36 @@ class Judged:
     """Of an undecided one: what was seen against what is allowed, and what would decide it."""
 
 
-def judge(objective: Objective, seen: Seen) -> Judged:
+def observed(objective: Objective, seen: Seen) -> float:
+    """The value of the sample; infinite for a latency of which there is none."""
     if objective.kind == "errors":
-        return _judge_errors(objective, seen)
+        return float(np.count_nonzero(seen.failed)) / seen.failed.size if seen.failed.size else math.inf
     if objective.kind == "rate":
-        return _judge_rate(objective, seen)
+        return seen.rate_per_s
+    values = seen.of(objective.kind)
+    if values is None or not values.size:
+        return math.inf if objective.upper else 0.0
+    if objective.statistic in PERCENTILES:
+        return percentile(np.sort(values), PERCENTILES[objective.statistic])
+    return float(values.max() if objective.statistic == "max" else values.mean())
+
+
+def judge(objective: Objective, seen: Seen, chance: float = 1 - DECIDING) -> Judged:
+    """``chance`` that it is called met, or not met, and is not; each."""
+    if objective.kind == "errors":
+        return _judge_errors(objective, seen, chance)
+    if objective.kind == "rate":
+        return _judge_rate(objective, seen, chance)
     values = seen.of(objective.kind)
     if values is None or not values.size:
         nothing = "no streamed answer" if values is None else f"no {objective.kind} of any request"
         return Judged(Answer.UNDECIDED, nothing, f"{nothing} was there to judge")
     if objective.statistic in PERCENTILES:
-        return _judge_percentile(objective, seen, values)
+        return _judge_percentile(objective, seen, values, chance)
     if objective.statistic == "max":
         value = float(values.max())
         return Judged(_plain(objective, value), _told(objective, value, seen))
-    return _judge_mean(objective, seen, values)
+    return _judge_mean(objective, seen, values, chance)
 
 
 def _plain(objective: Objective, value: float) -> Answer:
@@ -114,16 +129,16 @@ def _told(objective: Objective, value: float, seen: Seen) -> str:
     return f"{text} (a failed request counts as never answered, and {failed} of {seen.failed.size} failed)"
 
 
-def _judge_percentile(objective: Objective, seen: Seen, values: Samples) -> Judged:
+def _judge_percentile(objective: Objective, seen: Seen, values: Samples, chance: float) -> Judged:
     q = PERCENTILES[objective.statistic]
     value = percentile(np.sort(values), q)
     if objective.upper:
         allowed = 1 - q
-        found = later_than(values, objective.threshold, allowed, objective.operator == "<", seen.steady)
+        found = later_than(values, objective.threshold, allowed, objective.operator == "<", seen.steady, chance)
     else:
         allowed = q
         early = values <= objective.threshold if objective.operator == ">" else values < objective.threshold
-        found = late(early, seen.steady)
+        found = late(early, seen.steady, chance)
     answer = _decided(found, allowed)
     told = _told(objective, value, seen)
     if answer is not Answer.UNDECIDED:
@@ -162,14 +177,16 @@ def _rounded(number: int) -> str:
     return f"{math.ceil(number / step) * step:,}"
 
 
-def _judge_errors(objective: Objective, seen: Seen) -> Judged:
+def _judge_errors(objective: Objective, seen: Seen, chance: float) -> Judged:
     failed = seen.failed
+    if not failed.size:
+        return Judged(Answer.UNDECIDED, "no request", "no request was there to judge")
     n, count = int(failed.size), int(np.count_nonzero(failed))
     share = count / n
     told = f"{share:.3%} ({count} of {n})"
     if objective.threshold in (0.0, 1.0):
         return Judged(_plain(objective, share), told)
-    found = late(failed, seen.steady)
+    found = late(failed, seen.steady, chance)
     if not objective.upper:  # asks that a server does refuse
         low, high = found.low >= objective.threshold, found.high < objective.threshold
         answer = Answer.MET if low else Answer.NOT_MET if high else Answer.UNDECIDED
@@ -180,19 +197,19 @@ def _judge_errors(objective: Objective, seen: Seen) -> Judged:
     return Judged(answer, told, _undecided(found, objective.threshold, "requests", "failed", seen))
 
 
-def _judge_mean(objective: Objective, seen: Seen, values: Samples) -> Judged:
+def _judge_mean(objective: Objective, seen: Seen, values: Samples, chance: float) -> Judged:
     mean = float(values.mean())
     told = _told(objective, mean, seen)
     if not math.isfinite(mean):
         return Judged(_plain(objective, mean), told)
-    return _by_bounds(objective, mean, mean_bounds(values), told, values.size, seen)
+    return _by_bounds(objective, mean, mean_bounds(values, chance), told, values.size, seen)
 
 
-def _judge_rate(objective: Objective, seen: Seen) -> Judged:
+def _judge_rate(objective: Objective, seen: Seen, chance: float) -> Judged:
     told = objective.describe(seen.rate_per_s)
     if seen.rates_per_s is None:
         return Judged(_plain(objective, seen.rate_per_s), told)
-    bounds = mean_bounds(seen.rates_per_s)
+    bounds = mean_bounds(seen.rates_per_s, chance)
     return _by_bounds(objective, seen.rate_per_s, bounds, told, seen.failed.size, seen)
 
 

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from harness.dependence import DECIDING
 from harness.endpoint import Endpoint
-from harness.errors import MeasurementError
 from harness.load.runner import Generators, Progress
 from harness.objectives import Answer, Judged, Seen, joined, judge
 from harness.records import CheckResult, Level, LoadResult, Measurement, Outcome, SampleBatch
@@ -22,7 +22,7 @@ from harness.slo import with_errors
 from scenarios.suites.load import Plan, StageEnd, Within, open_generators, run_plan
 from scenarios.suites.load.beforehand import brief, encode
 from scenarios.suites.load.requests import Encoded
-from scenarios.suites.load.results import LIMITED, kept_up
+from scenarios.suites.load.trial import take
 
 SUITE = "capacity"
 LOWEST = 256
@@ -33,7 +33,6 @@ PROBE = 1.5
 """So much above the lowest rate that failed, a last trial looks whether failing has an end."""
 CONFIRMING = 6
 """Further trials, at most, of a rate that was met each time and in too few requests to say so."""
-MOST_CONNECTIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,9 @@ class _Course:
     points: list[tuple[float, float]] = field(default_factory=list)
     """Rate, and p99 in seconds where there was one."""
     seen: dict[float, list[Seen]] = field(default_factory=dict)
-    """Of the trials that met the objectives, by rate."""
+    """By rate."""
+    connections: int = 0
+    """What the last trial was allowed to open."""
 
 
 async def _search(
@@ -212,22 +213,25 @@ async def _search(
     low, _ = bracket(course.trials, search.repeats)
     judged: list[Judged] = []
     if low is not None and converged:
-        judged = _confirm(search, course.seen.get(low, []))
+        judged = _confirm(search, course.seen[low])
         for _ in range(CONFIRMING):
-            if all(item.answer is Answer.MET for item in judged) or bracket(course.trials, search.repeats)[0] != low:
+            if all(item.answer is Answer.MET for item in judged):
                 break
-            note(f"{low:8.1f}/s was met each time, in too few requests to say so; once more")
+            note(f"{low:8.1f}/s: its trials together do not show that the objectives are met; once more")
             async for record in _trial(endpoint, search, low, course, samples_name, progress, note, generators):
                 yield record
-            judged = _confirm(search, course.seen.get(low, []))
+            judged = _confirm(search, course.seen[low])
+            if bracket(course.trials, search.repeats)[0] != low:
+                judged, converged = [], False  # what was found does not hold
     for conclusion in _conclude(endpoint, search, course, judged, converged):
         yield conclusion
 
 
 def _confirm(search: Search, stages: Sequence[Seen]) -> list[Judged]:
-    """The objectives over all trials of a rate that met them, as if they were one stage."""
-    together = joined(stages)
-    return [judge(objective, together) for objective in with_errors(search.plan.objectives)]
+    """The objectives over all trials of a rate, as if they were one stage. It is looked at several times, which share
+    the chance to err."""
+    together, chance = joined(stages), (1 - DECIDING) / (CONFIRMING + 1)
+    return [judge(objective, together, chance) for objective in with_errors(search.plan.objectives)]
 
 
 async def _trial(
@@ -240,44 +244,35 @@ async def _trial(
     note: Callable[[str], None],
     generators: Generators,
 ) -> AsyncIterator[LoadResult | SampleBatch]:
-    """One stage at the rate, with more connections where those that it may open were the limit."""
     number = len(course.trials) + 1
     name = f"{search.plan.name}-{number:02d}"
-    plan = replace(search.plan, name=name, rate_per_s=rate, seed=search.plan.seed + number - 1)
-    while True:
+    connections = max(search.plan.connections, course.connections)
+    seed = search.plan.seed + number - 1
+    plan = replace(search.plan, name=name, rate_per_s=rate, seed=seed, connections=connections)
+    kept: list[LoadResult | SampleBatch] = []
+
+    async def stage(wanted: Plan) -> StageEnd:
+        kept.clear()
         end: StageEnd | None = None
-        kept: list[LoadResult | SampleBatch] = []
-        async for record in run_plan(endpoint, plan, samples_name(name), progress, generators, note, course.encoded):
+        course.connections = wanted.connections
+        stages = run_plan(endpoint, wanted, samples_name(name), progress, generators, note, course.encoded)
+        async for record in stages:
             if isinstance(record, StageEnd):
                 end = record
             elif not isinstance(record, CheckResult):
                 kept.append(record)
         assert end is not None
-        result = end.result
-        objectives = with_errors(plan.objectives)
-        misses = [objective for objective in objectives if not objective.holds(end.observed(objective))]
-        # Lateness only ever adds: upper bounds on latency that were kept stay kept.
-        unsure = misses or [item for item in plan.objectives if not item.bounds_latency_above]
-        if result.valid or not unsure or end.broken_without_limit(misses):
-            break
-        if not result.invalid_reason.startswith(LIMITED) or plan.connections >= MOST_CONNECTIONS:
-            raise MeasurementError(f"{plan.name}: at {rate:.4g}/s the trial is not valid: {result.invalid_reason}")
-        plan = replace(plan, connections=plan.connections * 4)
-        note(f"{rate:8.1f}/s with {plan.connections} connections: {result.invalid_reason}")
-    for kept_record in kept:
-        yield kept_record
-    overloaded, told, _ = kept_up(plan, end.columns)
-    met = not end.wrong and not misses and overloaded is not Outcome.FAILED
-    course.trials.append(Trial(rate, met))
-    if met:
-        course.seen.setdefault(rate, []).append(end.seen)
-    if math.isfinite(result.latency_s["p99"]):
-        course.points.append((rate, result.latency_s["p99"]))
-    seen = "; ".join(f"{item.text}: {item.describe(end.observed(item))}" for item in objectives)
-    if overloaded is Outcome.FAILED:
-        seen += f"; {told}"
-    wrong = next(iter(end.wrong.values()), "")
-    note(f"{rate:8.1f}/s {'met' if met else 'not met'}: {wrong or seen}")
+        return end
+
+    taken = await take(stage, plan, note)
+    for record in kept:
+        yield record
+    course.trials.append(Trial(rate, taken.met))
+    course.seen.setdefault(rate, []).append(taken.end.seen)
+    p99_s = taken.end.result.latency_s["p99"]
+    if math.isfinite(p99_s):
+        course.points.append((rate, p99_s))
+    note(f"{rate:8.1f}/s {'met' if taken.met else 'not met'}: {taken.told}")
 
 
 def _conclude(
@@ -319,9 +314,9 @@ def _conclude(
     found = tried(trials)[low]
     above = f"failed at {high:.4g}/s" if high is not None else "nothing higher was asked for"
     observed = f"{low:.4g}/s, met in {found.met} of {found.met + found.failed} trials; {above}; {count} trials"
-    reason = next((item.reason for item in judged if item.answer is not Answer.MET), "")
+    reason = next((item.reason or f"together: {item.observed}" for item in judged if item.answer is not Answer.MET), "")
     if not converged:
-        reason = f"the search did not come to its end within {count} trials; begin nearer to the answer"
+        reason = f"the search did not come to an answer within {count} trials; begin nearer to it"
     elif not found.confirmed(search.repeats):
         reason = f"{found.met} of {found.met + found.failed} trials met the objectives at {low:.4g}/s"
     outcome = Outcome.UNDECIDED if reason else Outcome.PASSED

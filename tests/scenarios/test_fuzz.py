@@ -15,7 +15,7 @@ from scenarios.suites.conformance.fuzz import fuzz
 from tests.helpers import Reference, reference_server, tool
 
 
-async def hunt(server: Reference, place: Path, seconds: float = 4.0) -> dict[str, CheckResult]:
+async def hunt(server: Reference, place: Path, seconds: float = 8.0) -> dict[str, CheckResult]:
     def save(name: str, text: str) -> str:
         (place / name).write_text(text)
         return name
