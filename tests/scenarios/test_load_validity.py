@@ -77,7 +77,7 @@ DUE_S = np.arange(0, 60, 0.01)
     [
         (DUE_S + 0.05, 0, Outcome.PASSED),
         (DUE_S + 20.0, 0, Outcome.PASSED),  # slow, and it keeps up
-        (DUE_S * 1.047, 0, Outcome.FAILED),  # 95.5 of 100 a second
+        (DUE_S * 1.047, 0, Outcome.UNDECIDED),  # 95.5 of 100 a second, for a minute
         (DUE_S * 1.5, 0, Outcome.FAILED),
         (DUE_S + 10.0, ERRORS.index("timeout"), Outcome.FAILED),  # nobody ever answers
         (DUE_S + 0.001, ERRORS.index("http_5xx"), Outcome.PASSED),  # refused: that is an error, and no backlog
@@ -86,6 +86,12 @@ DUE_S = np.arange(0, 60, 0.01)
 def test_what_ends_as_fast_as_it_comes(done_s: np.ndarray, error: int, outcome: Outcome) -> None:
     found, seen, _ = kept_up(plan(duration_s=60.0, warmup_s=0.0), columns_of(DUE_S, done_s, error))
     assert found is outcome, seen
+
+
+def test_slight_overload_is_found_in_a_long_stage() -> None:
+    due = np.arange(0, 600, 0.01)
+    found, seen, _ = kept_up(plan(duration_s=600.0, warmup_s=0.0), columns_of(due, due * 1.047))
+    assert found is Outcome.FAILED, seen
 
 
 def test_busy_queues_keep_up() -> None:
