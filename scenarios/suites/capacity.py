@@ -213,21 +213,21 @@ async def _search(
     low, _ = bracket(course.trials, search.repeats)
     judged: list[Judged] = []
     if low is not None and converged:
-        judged = _confirm(search, course.seen[low])
+        judged = confirm(search, course.seen[low])
         for _ in range(CONFIRMING):
             if all(item.answer is Answer.MET for item in judged):
                 break
             note(f"{low:8.1f}/s: its trials together do not show that the objectives are met; once more")
             async for record in _trial(endpoint, search, low, course, samples_name, progress, note, generators):
                 yield record
-            judged = _confirm(search, course.seen[low])
+            judged = confirm(search, course.seen[low])
             if bracket(course.trials, search.repeats)[0] != low:
                 judged, converged = [], False  # what was found does not hold
     for conclusion in _conclude(endpoint, search, course, judged, converged):
         yield conclusion
 
 
-def _confirm(search: Search, stages: Sequence[Seen]) -> list[Judged]:
+def confirm(search: Search, stages: Sequence[Seen]) -> list[Judged]:
     """The objectives over all trials of a rate, as if they were one stage. It is looked at several times, which share
     the chance to err."""
     together, chance = joined(stages), (1 - DECIDING) / (CONFIRMING + 1)

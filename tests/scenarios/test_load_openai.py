@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -56,10 +57,20 @@ def llm(pieces: Callable[[], list[bytes]], prefix: str = "/openai", seen: list[d
     return serve
 
 
-async def run(port: int, **fields: Any) -> tuple[LoadResult, list[CheckResult]]:
+async def run(port: int, timeout_s: float = 10.0, **fields: Any) -> tuple[LoadResult, list[CheckResult]]:
     endpoint = Endpoint("llm", "r", f"http://127.0.0.1:{port}", "tiny", **fields)
-    slo = tuple(parse_slo(text) for text in ("ttft p50 < 80ms", "gap p50 < 40ms", "gap p99 < 1us"))
-    plan = Plan("load", 2.0, rate_per_s=10, warmup_s=0.2, protocol="openai", arrivals="constant", objectives=slo)
+    texts = ["ttft p50 < 80ms", "gap p50 < 40ms", "gap p99 < 1us"] if timeout_s == 10 else ["ttft p95 < 500ms"]
+    slo = tuple(parse_slo(text) for text in texts)
+    plan = Plan(
+        "load",
+        2.0,
+        rate_per_s=40,
+        warmup_s=0.2,
+        protocol="openai",
+        arrivals="constant",
+        objectives=slo,
+        timeout_s=timeout_s,
+    )
     records = [record async for record in load(endpoint, plan, "s", lambda progress: None)]
     checks = [record for record in records if isinstance(record, CheckResult)]
     return next(record for record in records if isinstance(record, LoadResult)), checks
@@ -71,9 +82,9 @@ async def test_streams_are_timed_event_by_event(prefix: str) -> None:
     with scripted_server(llm(whole, prefix, seen)) as port:
         result, checks = await run(port)
     assert result.errors == 0
-    assert result.requests == 20
+    assert result.requests == 80
     assert result.streaming["tokens"]["per_answer"] == TOKENS
-    assert result.streaming["tokens"]["total"] == 20 * TOKENS
+    assert result.streaming["tokens"]["total"] == 80 * TOKENS
     assert result.streaming["ttft_s"]["p50"] == pytest.approx(FIRST_S, abs=0.015)
     assert result.streaming["gap_s"]["p50"] == pytest.approx(GAP_S, abs=0.008)
     assert result.latency_s["p50"] == pytest.approx(FIRST_S + (TOKENS - 1) * GAP_S, abs=0.05)
@@ -84,6 +95,8 @@ async def test_streams_are_timed_event_by_event(prefix: str) -> None:
         "load.slo.ttft.p50": Outcome.PASSED,
         "load.slo.gap.p50": Outcome.PASSED,
         "load.slo.gap.p99": Outcome.FAILED,
+        "load.slo.errors": Outcome.UNDECIDED,  # 80 requests without a failure do not show fewer than 1 %
+        "load.kept_up": Outcome.PASSED,
     }
     assert all(request["stream"] is True and request["model"] == "tiny" for request in seen)
 
@@ -108,6 +121,24 @@ async def test_streams_that_break_off_are_wrong_answers() -> None:
     assert answers.outcome is Outcome.FAILED
     assert "finish reason" in answers.observed
     assert result.errors_by_class["wrong_answer"] > 0
+
+
+async def test_first_token_that_never_came_is_later_than_any_bound() -> None:
+    """Every second answer has no token and no end before the client's time is over."""
+    calls = iter(range(10_000))
+
+    def sometimes_silent() -> list[bytes]:
+        if next(calls) % 2:
+            time.sleep(1.5)
+        return whole()
+
+    with scripted_server(llm(sometimes_silent)) as port:
+        result, checks = await run(port, timeout_s=1.0)
+    outcomes = {check.id: check.outcome for check in checks}
+    assert 30 <= result.errors_by_class["timeout"] <= 50
+    assert result.streaming["ttft_s"]["p99"] == math.inf
+    assert outcomes["load.slo.ttft.p95"] is Outcome.FAILED
+    assert outcomes["load.slo.errors"] is Outcome.FAILED
 
 
 async def test_server_without_the_api_is_named() -> None:

@@ -140,7 +140,7 @@ def overloaded() -> Iterator[int]:
 
 
 def test_overloaded_service_does_not_pass_in_silence(overloaded: int, ask: Callable[..., dict[str, Any]]) -> None:
-    found = ask(overloaded, "--rate", "160", "--duration", "6s")
+    found = ask(overloaded, "--rate", "160", "--duration", "6s", "--connections", "2000")
     assert found["exit"] == 1
     assert outcome(found, "kept_up") == "failed"
     (check,) = [item for item in found["checks"] if item["id"] == "load.kept_up"]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from scenarios.suites.capacity import Search, Trial, bracket, next_rate
+from harness.objectives import Answer
+from harness.objectives import Seen as StageSeen
+from harness.slo import parse_slo
+from scenarios.suites.capacity import CONFIRMING, Search, Trial, bracket, confirm, next_rate
 from scenarios.suites.load import Plan
 from tests.truth.claim import Claim, Seen
 
@@ -47,7 +52,46 @@ def clustered(trials: int, seed: int) -> Seen:
     return Seen(good, trials)
 
 
+def shown_at(beyond: float, requests: int, trials: int, seed: int) -> Seen:
+    """How often the trials of one rate together are called to meet ``p99``, looked at after three and after each more,
+    where a share ``beyond`` of all requests is later."""
+    generator = np.random.default_rng((seed, requests))
+    search = Search(Plan("c", 5.0, objectives=(parse_slo("p99 < 1s"),)), 10.0, 1000.0)
+    met = 0
+    for _ in range(trials):
+        stages = [_stage(beyond, requests, generator) for _ in range(search.repeats)]
+        while not (shown := all(item.answer is Answer.MET for item in confirm(search, stages))):
+            if len(stages) == search.repeats + CONFIRMING:
+                break
+            stages.append(_stage(beyond, requests, generator))
+        met += shown
+    return Seen(met, trials)
+
+
+def _stage(beyond: float, requests: int, generator: np.random.Generator) -> StageSeen:
+    latency = np.where(generator.random(requests) < beyond, 2.0, 0.1)
+    return StageSeen(latency, np.zeros(requests, bool), 5.0, True, requests / 5)
+
+
 CLAIMS = [
+    Claim(
+        "capacity.wrongly_shown",
+        "A rate is called to meet p99, and 1.05 % are beyond it: looked at up to seven times, 1,000 requests a trial",
+        0.05,
+        False,
+        partial(shown_at, 0.0105, 1000),
+        2000,
+        200,
+    ),
+    Claim(
+        "capacity.shown",
+        "A rate is called to meet p99, and 0.3 % are beyond it: looked at up to seven times, 1,000 requests a trial",
+        0.95,
+        True,
+        partial(shown_at, 0.003, 1000),
+        2000,
+        200,
+    ),
     Claim(
         "capacity.hiccups",
         "Capacity within 10 % of the truth, where 2 % of the trials fail by chance",

@@ -279,7 +279,8 @@ def limited_reason(plan: Plan, batch: SampleBatch, stage: StageResult) -> str:
     what = f"{never} requests never got one" if never else f"waiting for one moved {moved}"
     return (
         f"{LIMITED} all {plan.connections} connections that the stage may open were in use for {stage.limited}"
-        f" requests, and {what}; raise --connections ('connections' in a scenario) or lower the rate"
+        f" requests, and {what}; raise --connections ('connections' in a scenario), or lower the rate: the service may"
+        " be overloaded"
     )
 
 
