@@ -139,7 +139,7 @@ def _unjudged(found: Beside, margin: float, slower: bool) -> list[str]:
     if not found.comparisons:
         reasons.append("no metric was measured on both sides")
     for item in found.comparisons:
-        # Not shown to be slower is not shown to be no slower.
+        # Failing to prove a slowdown does not prove that there is none.
         if slower and item.verdict == Verdict.UNDECIDED and not _no_worse(item, margin):
             wanted = f": about {item.needed} runs a side would decide it" if item.needed else ""
             reasons.append(f"{item.metric} of {item.service}, {item.step}, is undecided{wanted}")

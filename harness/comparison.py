@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -78,11 +78,20 @@ def paired_ratio(
     seed: int = 1,
     higher_is_better: bool = False,
 ) -> Ratio:
-    """One value a block, of pairs that were taken one after the other. Raises ValueError for too few of them."""
-    a, b = _logs(baseline), _logs(variant)
-    if a.size != b.size:
-        raise ValueError(f"expected as many blocks of each, got {a.size} and {b.size}")
-    logs = b - a
+    """One value a block, of pairs that were taken one after the other. Raises ValueError for too few of them.
+
+    A value that failed is infinite, and no ratio holds it: then the numbers of blocks that failed are compared. Blocks
+    of one round fail together more often than others, which makes that test the more careful.
+    """
+    if len(baseline) != len(variant):
+        raise ValueError(f"expected as many blocks of each, got {len(baseline)} and {len(variant)}")
+    failed_a, failed_b = infinite(baseline), infinite(variant)
+    if failed_a or failed_b:
+        _above_zero(baseline), _above_zero(variant)
+        found = _by_failures(failed_a, len(baseline), failed_b, len(variant), 1 - confidence)
+        # A variant that failed in some block has not shown that it is faster.
+        return replace(found, verdict=Verdict.UNDECIDED) if failed_b and found.verdict is Verdict.FASTER else found
+    logs = _logs(variant) - _logs(baseline)
     n = int(logs.size)
     mean, spread = float(logs.mean()), float(logs.std(ddof=1))
     low, high = _studentized(mean, spread / math.sqrt(n), _resampled(logs, seed), confidence, n)
@@ -155,12 +164,24 @@ def _by_failures(failed_a: int, n_a: int, failed_b: int, n_b: int, alpha: float)
     return Ratio(math.nan, math.nan, math.nan, verdict, min(n_a, n_b), 0, math.nan)
 
 
-def _logs(values: Sequence[float]) -> Values:
+def infinite(values: Sequence[float]) -> int:
+    """How many of them failed."""
+    return int(np.isinf(np.asarray(values, dtype=np.float64)).sum())
+
+
+def _above_zero(values: Sequence[float]) -> Values:
     found = np.asarray(values, dtype=np.float64)
     if found.size < LEAST_BLOCKS:
         raise ValueError(f"expected at least {LEAST_BLOCKS} blocks of each, got {found.size}")
-    if not np.isfinite(found).all() or (found <= 0).any():
+    if not (found > 0).all():
         raise ValueError("expected values above 0 in every block")
+    return found
+
+
+def _logs(values: Sequence[float]) -> Values:
+    found = _above_zero(values)
+    if not np.isfinite(found).all():
+        raise ValueError("expected values that are finite in every block")
     return np.log(found)
 
 

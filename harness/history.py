@@ -55,7 +55,7 @@ class Trend:
     """``changes`` are positions in ``points`` at which a new level begins. ``regression`` says what is wrong with the
     newest run, and is empty where nothing is or nothing can be said; ``judged`` tells these apart, and ``unjudged``
     says why not. ``limit`` is the smallest regression that these runs could have shown, None where they could show
-    none; ``missing``: the run before the newest had it, and the newest has not."""
+    none; ``missing``: one of the ``LEAST`` runs before the newest had it, and the newest has not."""
 
     service: str
     step: str
@@ -91,7 +91,7 @@ class Reading:
 
 def trends(runs: Sequence[Run], margin: float = 0.05, seed: int = 1) -> list[Trend]:
     """Of runs in the order of their start. A metric that only one run has is no trend, unless the newest run lacks it
-    and the one before it, of the same scenario, had it."""
+    and one of the ``LEAST`` before it, of the same scenario, had it: what was lost stays lost the night after."""
     read = [readings_of(run) for run in runs]
     found: dict[Key, Trend] = {}
     for run, readings in zip(runs, read, strict=True):
@@ -104,10 +104,10 @@ def trends(runs: Sequence[Run], margin: float = 0.05, seed: int = 1) -> list[Tre
     same = [
         readings for run, readings in zip(runs, read, strict=True) if run.info.get("name") == runs[-1].info.get("name")
     ]
-    just_before = same[-2] if len(same) > 1 else {}
+    lately = {key for readings in same[-1 - LEAST : -1] for key in readings}
     result = []
     for key, trend in found.items():
-        missing = key in just_before and key not in read[-1]
+        missing = key in lately and key not in read[-1]
         if len(trend.points) < 2 and not missing:
             continue
         changes = change_points(trend.values, seed)
@@ -151,7 +151,7 @@ def _why_missing(newest: Run, key: Key) -> str:
     stage = next((load for load in newest.loads if (load.service, load.step) == key[:2]), None)
     if stage is not None and not stage.valid:
         return f"the newest run's stage is not valid: {stage.invalid_reason or 'no reason was given'}"
-    return "the newest run did not measure it, and the one before it did"
+    return f"the newest run did not measure it, and one of the {LEAST} before it did"
 
 
 def judged(series: Sequence[Trend], margin: float, alpha: float = ALPHA) -> list[Trend]:
@@ -240,16 +240,6 @@ def _too_few(item: Trend) -> str:
         return "the newest run has no number"
     have = int(_before(item).size)
     return f"{have} run{'s' if have != 1 else ''} before it, and {LEAST} are needed"
-
-
-def regression_of(
-    values: Values, changes: Sequence[int], margin: float, higher_is_better: bool, alpha: float = ALPHA
-) -> tuple[str, bool]:
-    """Of one series alone: what is wrong with the newest value beside those before it, since the level last changed;
-    and whether there were enough of them to say."""
-    points = tuple(Point("", "", float(value)) for value in values)
-    (found,) = judged([Trend("", "", "", "", higher_is_better, points, tuple(changes))], margin, alpha)
-    return found.regression, found.judged
 
 
 def change_points(values: Values, seed: int = 1) -> list[int]:

@@ -24,10 +24,11 @@ from harness.comparison import (
     corrected,
     unpaired_ratio,
 )
+from harness.failures import Failed, chance_of_failures, failures_of, total
 from harness.history import stages_of
 from harness.records import CheckResult, Comparison, LoadResult
 from harness.runstore import Run
-from harness.stats import fails_more_often, percentile
+from harness.stats import percentile
 from harness.verdict import describe
 
 BLOCKS = 12
@@ -47,8 +48,8 @@ class Side:
 
 @dataclass(frozen=True)
 class ErrorShares:
-    """Failed requests of a stage on both sides, all runs of a side together; ``p_value`` is that of Fisher's exact test
-    that the variant fails more often, and ``more`` whether that is beyond chance."""
+    """Failed requests of a stage on both sides, all runs of a side together; ``p_value`` is that of
+    ``chance_of_failures``, and ``more`` whether the variant fails more often than chance explains."""
 
     service: str
     step: str
@@ -82,7 +83,7 @@ class Measured:
 
     values: dict[Key, dict[str, float]] = field(default_factory=dict)
     blocks: dict[Key, dict[str, list[float]]] = field(default_factory=dict)
-    failed: dict[Key, tuple[int, int]] = field(default_factory=dict)
+    failed: dict[Key, Failed] = field(default_factory=dict)
     offered: dict[Key, str] = field(default_factory=dict)
     problems: list[NotCompared] = field(default_factory=list)
 
@@ -123,8 +124,7 @@ def _read_stage(run: Run, load: LoadResult, found: Measured) -> None:
     fails fast is not fast."""
     key, name = (load.service, load.step), str(run.directory)
     batch = run.samples(load)
-    failed = 0 if batch is None else int(np.count_nonzero(batch.error))
-    found.failed[key] = max(failed, load.errors), max(load.requests, 0 if batch is None else len(batch))
+    found.failed[key] = failures_of(load, batch)
     reason = ""
     if not load.valid:
         reason = f"the stage is not valid: {load.invalid_reason or 'no reason was given'}"
@@ -135,9 +135,7 @@ def _read_stage(run: Run, load: LoadResult, found: Measured) -> None:
     if reason or batch is None:
         found.problems.append(NotCompared(*key, name, reason))
         return
-    latency = np.full(len(batch), np.inf)
-    fine = batch.error == 0
-    latency[fine] = (batch.done_ns[fine] - batch.due_ns[fine]) / 1e9
+    latency = batch.latency_s
     ordered = np.sort(latency)
     found.values.setdefault(key, {}).update({name: percentile(ordered, q) for name, q in QUANTILES.items()})
     found.blocks.setdefault(key, {}).update(_blocks(batch.due_ns, latency))
@@ -165,14 +163,16 @@ def beside(
             problems += missing
             plan.append((side, key, common))
     tests = sum(len(common) for _, _, common in plan)
-    tests += sum(_failed(base, key)[1] > 0 and _failed(read[side.name], key)[1] > 0 for side, key, _ in plan)
+    failing = [(side, key) for side, key, _ in plan if _same_failures(base, read[side.name], key)]
+    tests += len(failing)
     each = corrected(confidence, tests)
     comparisons: list[Comparison] = []
     errors: list[ErrorShares] = []
     for side, key, common in plan:
-        (bad_a, of_a), (bad_b, of_b) = _failed(base, key), _failed(read[side.name], key)
-        if of_a and of_b:
-            p_value = fails_more_often(bad_b, of_b, bad_a, of_a)
+        if (side, key) in failing:
+            a, b = _failed(base, key), _failed(read[side.name], key)
+            p_value = chance_of_failures(a, b)
+            (bad_a, of_a), (bad_b, of_b) = total(a), total(b)
             errors.append(
                 ErrorShares(*key, baseline.name, side.name, bad_a, of_a, bad_b, of_b, p_value, p_value <= 1 - each)
             )
@@ -181,9 +181,18 @@ def beside(
     return Beside(comparisons, errors, list(dict.fromkeys(problems)))
 
 
-def _failed(runs: Sequence[Measured], key: Key) -> tuple[int, int]:
-    pairs = [run.failed.get(key, (0, 0)) for run in runs]
-    return sum(bad for bad, _ in pairs), sum(of for _, of in pairs)
+def _failed(runs: Sequence[Measured], key: Key) -> list[Failed]:
+    return [run.failed.get(key, Failed()) for run in runs]
+
+
+def _loads(runs: Sequence[Measured], key: Key) -> set[str]:
+    return {run.offered[key] for run in runs if key in run.offered}
+
+
+def _same_failures(base: Sequence[Measured], other: Sequence[Measured], key: Key) -> bool:
+    """Whether both sides have requests whose failures can be compared: of the same load."""
+    asked = all(any(run.requests for run in _failed(runs, key)) for runs in (base, other))
+    return asked and len(_loads([*base, *other], key)) == 1
 
 
 def _common(
@@ -193,7 +202,7 @@ def _common(
     runs = [
         (str(run.directory), found) for run, found in zip((*baseline.runs, *side.runs), (*base, *other), strict=True)
     ]
-    offered = {found.offered[key] for _, found in runs if key in found.offered}
+    offered = _loads([found for _, found in runs], key)
     if len(offered) > 1:
         reason = f"not the same load: {' and '.join(sorted(offered))}"
         return [], [NotCompared(*key, f"{baseline.name} and {side.name}", reason)]

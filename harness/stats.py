@@ -88,17 +88,6 @@ def percentile_intervals(ordered: Samples) -> dict[str, tuple[float, float]]:
     return {name: interval for name, interval in intervals.items() if interval is not None}
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion; (0, 1) of no observations."""
-    if n == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(1 - (1 - confidence) / 2)
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def goodput(latency_s: Samples, failed: npt.NDArray[np.bool_], bound_s: float, duration_s: float) -> float:
     """Requests a second that succeeded within ``bound_s``."""
     return float(np.count_nonzero((latency_s <= bound_s) & ~failed) / duration_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, ParamSpec
@@ -281,12 +282,17 @@ def ratios(rows: list[Comparison]) -> Figure:
     axes.axvline(1, color=PLAN, linewidth=1)
     for place, row in enumerate(rows):
         colour = VERDICTS[row.verdict]
+        if not all(math.isfinite(number) for number in (row.ratio, row.low, row.high)):
+            words = f"no ratio: {row.verdict}"
+            axes.annotate(words, (1, place), (6, 0), textcoords="offset points", va="center", color=colour, fontsize=8)
+            continue
         axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
         axes.plot([row.ratio], [place], marker="o", color=colour, markersize=6)
     axes.set_yticks(range(len(rows)), [title_of(row) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xscale("log")
-    low, high = min(min(row.low for row in rows), 1 / (1 + margin)), max(max(row.high for row in rows), 1 + margin)
+    ends = [end for row in rows for end in (row.low, row.high) if math.isfinite(end)]
+    low, high = min([*ends, 1 / (1 + margin)]), max([*ends, 1 + margin])
     axes.set_xlim(low / 1.03, high * 1.03)
     axes.xaxis.set_minor_locator(NullLocator())
     shown = [tick for tick in _RATIOS if low / 1.03 <= tick <= high * 1.03]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from harness.history import Point, Trend, change_points, judged, regression_of, trends
+from harness.history import Point, Trend, change_points, judged, trends
 from harness.prediction import chance_of_worse, holm, limit_of
 from harness.runstore import RunStore, read_run
 from reports.write import write_reports
@@ -32,22 +33,6 @@ def test_a_change_of_level_is_found_where_it_is_and_noise_is_none() -> None:
     assert change_points(np.ones(40)) == []
 
 
-def test_the_newest_run_beside_those_since_the_last_change() -> None:
-    usual = [10.0, 10.1, 9.9, 10.05, 9.95, 10.0]
-    assert regression_of(np.array([*usual, 10.3]), [], 0.05, False) == ("", True), "within the margin"
-    text, judged = regression_of(np.array([*usual, 12.0]), [], 0.05, False)
-    assert judged
-    assert text.startswith("12 after 10 in 6 runs, 1.20 times")
-    assert regression_of(np.array([*usual, 8.0]), [], 0.05, False) == ("", True), "better is no regression"
-    assert regression_of(np.array([*usual, 8.0]), [], 0.05, True)[0], "but of a throughput it is"
-    noisy = [10.0, 14.0, 7.0, 12.0, 9.0, 13.0]
-    assert regression_of(np.array([*noisy, 15.0]), [], 0.05, False) == ("", True), "no further than it always was"
-    assert regression_of(np.array([10.0, 10.0, 15.0]), [], 0.05, False) == ("", False), "too few to say"
-    after = [20.0, *([5.0] * 9), *usual]
-    assert regression_of(np.array([*after, 11.5]), [10], 0.05, False)[0], "beside its own level, not the older one"
-    assert regression_of(np.array([0.0] * 6 + [1.0]), [], 0.05, False)[0], "a check that begins to fail"
-
-
 def series(values: list[float], counts: list[tuple[int, int]] | None = None, metric: str = "p99") -> Trend:
     points = (Point(str(n), "", value, counts[n] if counts else None) for n, value in enumerate(values))
     return Trend("svc", "1", metric, "s", False, tuple(points))
@@ -60,6 +45,26 @@ def errors(*bad: int, of: int = 1000) -> Trend:
 def one(item: Trend, among: int = 1) -> Trend:
     """As it is judged in a night of so many series."""
     return judged([item, *[series([10.0, 10.1, 9.9, 10.05, 9.95, 10.0])] * (among - 1)], 0.05)[0]
+
+
+def test_the_newest_run_beside_those_since_the_last_change() -> None:
+    def told(values: list[float], changes: tuple[int, ...] = (), higher_is_better: bool = False) -> tuple[str, bool]:
+        found = one(replace(series(values), changes=changes, higher_is_better=higher_is_better))
+        return found.regression, found.judged
+
+    usual = [10.0, 10.1, 9.9, 10.05, 9.95, 10.0]
+    assert told([*usual, 10.3]) == ("", True), "within the margin"
+    text, judged = told([*usual, 12.0])
+    assert judged
+    assert text.startswith("12 after 10 in 6 runs, 1.20 times")
+    assert told([*usual, 8.0]) == ("", True), "better is no regression"
+    assert told([*usual, 8.0], higher_is_better=True)[0], "but of a throughput it is"
+    noisy = [10.0, 14.0, 7.0, 12.0, 9.0, 13.0]
+    assert told([*noisy, 15.0]) == ("", True), "no further than it always was"
+    assert told([10.0, 10.0, 15.0]) == ("", False), "too few to say"
+    after = [20.0, *([5.0] * 9), *usual]
+    assert told([*after, 11.5], changes=(10,))[0], "beside its own level, not the older one"
+    assert told([0.0] * 6 + [1.0])[0], "a check that begins to fail"
 
 
 def test_few_errors_more_or_less_are_chance_and_many_are_not() -> None:
@@ -160,6 +165,22 @@ def test_a_newest_run_that_lacks_what_the_one_before_had_is_no_success(nights: P
     assert "4 metrics that were judged before cannot be judged now" in gate.stderr
     assert "p99 of svc, 1: the newest run's stage is not valid: the generator was late" in gate.stderr
     assert "1 judged, 0 worse in the newest run, 4 not judged" in gate.stdout
+
+
+def test_a_metric_that_was_lost_stays_lost_the_night_after(nights: Path) -> None:
+    """For as long as one of the five runs before had it: then it is a scenario that no longer measures it."""
+    for number in range(13, 19):
+        make(nights, number, 0.014, step="2")
+        runs = [read_run(path) for path in sorted(nights.iterdir())]
+        lost = [item for item in trends(runs) if item.missing]
+        assert bool(lost) is (number < 18)
+        assert all(
+            item.unjudged == "the newest run did not measure it, and one of the 5 before it did" for item in lost
+        )
+        if number == 14:
+            gate = servecert("history", str(nights), "--fail-on", "regression")
+            assert gate.returncode == 1
+            assert "p99 of svc, 1: the newest run did not measure it" in gate.stderr
 
 
 def test_a_percentile_that_failed_in_the_newest_run(nights: Path) -> None:

@@ -12,7 +12,6 @@ from harness.stats import (
     percentile_interval,
     percentile_intervals,
     summarize,
-    wilson,
 )
 
 
@@ -48,14 +47,6 @@ def test_small_samples_have_no_interval_for_their_tail() -> None:
 def test_summary_of_a_known_sample() -> None:
     summary = summarize(np.array([1.0, 2.0, 3.0]))
     assert (summary["p50"], summary["max"], summary["mean"]) == (2, 3, 2)
-
-
-def test_wilson_interval() -> None:
-    low, high = wilson(10, 100)
-    assert low == pytest.approx(0.0552, abs=1e-3)
-    assert high == pytest.approx(0.1744, abs=1e-3)
-    assert wilson(0, 0) == (0.0, 1.0)
-    assert wilson(0, 50)[0] == pytest.approx(0)
 
 
 def test_binomial_quantiles_are_those_of_scipy() -> None:

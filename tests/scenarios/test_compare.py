@@ -448,3 +448,11 @@ def test_two_runs_that_have_nothing_in_common_are_not_equal(tmp_path: Path) -> N
     result = servecert("compare", str(tmp_path / "a"), str(tmp_path / "b"))
     assert result.returncode == 1
     assert "nothing in common" in result.stderr
+
+
+def test_errors_under_another_load_are_not_compared(tmp_path: Path) -> None:
+    one = load_run(tmp_path / "a", 0.01, 1)
+    other = load_run(tmp_path / "b", 0.01, 2, errors=300, offered="200/s poisson")
+    data = json.loads(servecert("compare", one, other, "--json", "-").stdout)
+    assert data["errors"] == []
+    assert "not the same load" in data["not_compared"][0]["reason"]

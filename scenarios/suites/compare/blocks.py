@@ -18,6 +18,7 @@ from scenarios.suites.canary.counters import read
 from scenarios.suites.capacity import Search, Trial, bracket, next_rate
 from scenarios.suites.compare.contenders import Comparing, Contender, Present, Taken
 from scenarios.suites.compare.usage import Meter
+from scenarios.suites.load.errors import mark_wrong, with_wrong
 from scenarios.suites.load.plan import Plan
 from scenarios.suites.load.requests import build_job, wrong_answers
 from scenarios.suites.load.results import batch_of, summarize_stage
@@ -97,11 +98,13 @@ class Blocks:
             self.note(f"block {number} of {contender.name} is taken again: {result.invalid_reason}")
         else:
             raise MeasurementError(f"{self.step}: block {number} of {contender.name}: {result.invalid_reason}")
-        fine = np.sort(batch.latency_s[batch.error == 0])
-        if not fine.size:
+        if batch.failed.all():
             raise MeasurementError(f"{self.step}: no request of block {number} of {contender.name} succeeded")
-        values = {name: percentile(fine, q) for name, q in QUANTILES.items()}
-        values |= {"mean": float(fine.mean()), "throughput": result.achieved_rate_per_s}
+        # A request that failed, or was answered wrongly, is infinitely late: no variant is faster for losing its slow
+        # requests.
+        ordered = np.sort(batch.latency_s)
+        values = {name: percentile(ordered, q) for name, q in QUANTILES.items()}
+        values |= {"mean": float(ordered.mean()), "throughput": result.achieved_rate_per_s}
         block = Block(values, [batch])
         block.add(result, wrong)
         return block
@@ -153,11 +156,14 @@ class Blocks:
             stage = await self.generators.run(job, [item.body for item in encoded], due, show)
         except WorkerError as error:
             raise MeasurementError(f"{plan.name}: {error}") from error
-        batch = batch_of(present.endpoint, plan, stage.columns)
+        wrong = wrong_answers(plan.protocol, stage, encoded, job.cycle)
+        columns = mark_wrong(stage.columns, wrong)
+        stage = with_wrong(stage, columns, wrong)
+        batch = batch_of(present.endpoint, plan, columns)
         if not len(batch):
             raise MeasurementError(f"{plan.name}: the block ended before its warm-up did")
-        result = summarize_stage(present.endpoint, plan, stage.columns, batch, stage, "", 0.0, self.generators.count)
-        return result, batch, wrong_answers(plan.protocol, stage, encoded, job.cycle)
+        result = summarize_stage(present.endpoint, plan, columns, batch, stage, "", 0.0, self.generators.count)
+        return result, batch, wrong
 
     async def _counted(self, present: Present) -> dict[str, float]:
         """By the counters that the scenario names; both are of the moment."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from harness.comparison import Ratio, Verdict, compared, corrected, interleaved, paired_ratio
+from harness.comparison import Ratio, Verdict, compared, corrected, infinite, interleaved, paired_ratio
 from harness.errors import MeasurementError
 from harness.records import CheckResult, Comparison, Level, Record, Series
 from harness.stats import fails_more_often
@@ -132,7 +133,7 @@ class Suite:
                     higher_is_better=name in HIGHER_IS_BETTER,
                 )  # fmt: skip
                 records.append(self._comparison(contender, name, a, b, ratio, confidence))
-                records.append(self._verdict(judge, contender, name, ratio))
+                records.append(self._verdict(judge, contender, name, ratio, (infinite(a), infinite(b))))
             records += self._differences(judge, contender, found)
         records += [self._answers(taken), *self._errors(taken)]
         return records
@@ -163,15 +164,23 @@ class Suite:
             variant=contender.name, metric=metric, unit=UNITS.get(metric, "s"),
         )  # fmt: skip
 
-    def _verdict(self, judge: Judge, contender: Contender, metric: str, ratio: Ratio) -> CheckResult:
+    def _verdict(
+        self, judge: Judge, contender: Contender, metric: str, ratio: Ratio, failed: tuple[int, int]
+    ) -> CheckResult:
+        """``failed`` are the blocks, of the baseline and of the variant, in which the metric is infinite."""
         verdicts = [name for name in self.wanted.fail_on if name in list(Verdict)]
         name, observed = f"{contender.name}.{metric}", describe(ratio)
+        if any(failed):
+            observed = (
+                f"infinite, by requests that failed, in {failed[1]} of {ratio.blocks} blocks against {failed[0]} of"
+                f" {ratio.blocks} of {self.contenders[0].name}: {ratio.verdict}"
+            )
         if not verdicts:
             return judge.skipped(name, f"{metric} of {contender.name} beside {self.contenders[0].name}.", observed)
         requirement = f"{metric} of {contender.name} is not {' or '.join(verdicts)}."
-        worst = 1 / ratio.low if metric in HIGHER_IS_BETTER else ratio.high
+        worst = math.inf if any(failed) else 1 / ratio.low if metric in HIGHER_IS_BETTER else ratio.high
         if ratio.verdict is Verdict.UNDECIDED and "undecided" not in verdicts and worst > 1 + self.wanted.margin:
-            # Not shown to be slower is not shown to be no slower.
+            # Failing to prove a slowdown does not prove that there is none.
             return judge.unjudged(name, requirement, observed)
         passed = str(ratio.verdict) not in verdicts
         expected = f"not {' or '.join(verdicts)}, within {self.wanted.margin:.3g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,13 @@ def stage_errors(stage: StageResult, errors: npt.NDArray[np.int16] | None = None
     return in_words(
         errors_seen(found, columns["status"][: found.size], columns["done_ns"][: found.size], stage.examples)
     )
+
+
+def mark_wrong(columns: dict[str, Any], wrong: Mapping[int, str]) -> dict[str, Any]:
+    """A copy of the columns in which a wrong answer is an error; ``wrong`` by row."""
+    errors = columns["error"].copy()
+    errors[np.isin(columns["row"], list(wrong))] = WRONG_ANSWER
+    return {**columns, "error": errors}
 
 
 def with_wrong(stage: StageResult, columns: dict[str, npt.NDArray[Any]], wrong: dict[int, str]) -> StageResult:
