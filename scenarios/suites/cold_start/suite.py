@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.deployed import Deployed
+from harness.endpoint import Endpoint
 from harness.errors import MeasurementError
 from harness.kserve import is_pod_ready
+from harness.load.job import Job
 from harness.load.runner import WorkerError, run_stage
 from harness.podwatch import EventWatch, PodChange, PodWatch
 from harness.records import CheckResult, Outcome, Record, TimelineEvent
@@ -55,6 +57,12 @@ class ColdStart:
     zero_within_s: float
     budget_s: Mapping[str, float]
     """By phase, and ``total``: what the median of all cold starts may take."""
+
+
+def cold_job(endpoint: Endpoint, plan: Plan, encoded: Sequence[Encoded], requests: int) -> Job:
+    """So many are sent at once: none of them waits for the connection of another."""
+    job = build_job(endpoint, plan, encoded)
+    return replace(job, check_every=1, concurrency=None, connections=max(job.connections, requests))
 
 
 class _Suite:
@@ -100,7 +108,7 @@ class _Suite:
     async def _trial(self, encoded: list[Encoded]) -> Trial:
         wanted, kserve = self.wanted, self.deployed.kserve
         offset_s = await kserve.clock_offset_s()
-        job = replace(build_job(self.deployed.endpoint, self.plan, encoded), check_every=1, concurrency=None)
+        job = cold_job(self.deployed.endpoint, self.plan, encoded, wanted.requests)
         due = np.arange(wanted.requests, dtype=np.int64)
         async with kserve.watch_events() as told, kserve.watch_pods(self.deployed.name) as watch:
             if watch.changes:
