@@ -175,7 +175,9 @@ def how_inspected(encoded: Sequence[Encoded]) -> str:
         return " as far as ids tell: the model does not repeat itself"
     text = ""
     if changing:
-        text += f"; of {changing} of {len(encoded)} requests by id alone: to these the model does not repeat itself"
+        text += (
+            f"; {changing} of {len(encoded)} requests were checked by id only: the model does not repeat itself to them"
+        )
     if unasked:
-        text += f"; of {unasked} of {len(encoded)} requests by id alone: there was no time to ask them before the load"
+        text += f"; {unasked} of {len(encoded)} requests were checked by id only: there was no time to ask them before the load"
     return text
