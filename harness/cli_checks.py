@@ -55,12 +55,12 @@ def lint_command(
         return
     if not files:
         raise UsageError("expected manifests: servecert lint FILE…")
-    measured = measured(run) if run else Facts()
+    of_run = measured(run) if run else Facts()
     facts = Facts(
         model_bytes=parse_bytes(model_size) if model_size else None,
-        p99_s=_seconds("--p99", p99) or measured.p99_s,
-        peak_per_s=_rate(peak) or measured.peak_per_s,
-        cold_start_s=_seconds("--cold-start", cold_start) or measured.cold_start_s,
+        p99_s=_seconds("--p99", p99) or of_run.p99_s,
+        peak_per_s=_rate(peak) or of_run.peak_per_s,
+        cold_start_s=_seconds("--cold-start", cold_start) or of_run.cold_start_s,
         slo_s=_seconds("--slo", slo),
     )
     subjects = subjects_of(read_manifests(files), facts)
