@@ -14,12 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import EXIT_FAILED, UsageError
+from harness.history import stages_of
 from harness.lint import RULES, Facts, Finding, Level, Subject, lint, parse_bytes, read_manifests, subjects_of
 from harness.options import Json, Junit
 from harness.output import emit_json
 from harness.runstore import read_run, write_atomic
 from harness.scenario import find_scenario, load_scenario
 from harness.units import parse_duration, parse_rate
+
+STARTS = ("cold-start.first_byte.p50", "ready")
+"""Measurements of how long a pod takes to answer, or to be ready."""
 
 
 def _seconds(option: str, text: str | None) -> float | None:
@@ -51,12 +55,12 @@ def lint_command(
         return
     if not files:
         raise UsageError("expected manifests: servecert lint FILE…")
-    measured = _measured(run) if run else Facts()
+    of_run = measured(run) if run else Facts()
     facts = Facts(
         model_bytes=parse_bytes(model_size) if model_size else None,
-        p99_s=_seconds("--p99", p99) or measured.p99_s,
-        peak_per_s=_rate(peak) or measured.peak_per_s,
-        cold_start_s=_seconds("--cold-start", cold_start) or measured.cold_start_s,
+        p99_s=_seconds("--p99", p99) or of_run.p99_s,
+        peak_per_s=_rate(peak) or of_run.peak_per_s,
+        cold_start_s=_seconds("--cold-start", cold_start) or of_run.cold_start_s,
         slo_s=_seconds("--slo", slo),
     )
     subjects = subjects_of(read_manifests(files), facts)
@@ -83,12 +87,27 @@ def _rate(text: str | None) -> float | None:
         raise UsageError(f"--peak: {error}") from None
 
 
-def _measured(directory: Path) -> Facts:
-    """The worst 99th percentile, the highest rate that was sent and the longest cold start of a run."""
+def measured(directory: Path) -> Facts:
+    """The worst 99th percentile, the highest rate that was sent and the longest cold start of a run. The trials of a
+    search for capacity are not among its stages: they are meant to go beyond what the service can take."""
     run = read_run(directory)
-    p99 = [load.latency_s["p99"] for load in run.loads if math.isfinite(load.latency_s.get("p99", math.inf))]
-    rates = [load.offered_rate_per_s for load in run.loads if load.offered_rate_per_s]
-    cold = [item.value for item in run.measurements if item.name in ("cold.total", "ready") and item.unit == "s"]
+    stages = [load for load in stages_of(run) if "p99" in load.latency_s]
+    for load in stages:
+        if not math.isfinite(load.latency_s["p99"]):
+            raise UsageError(
+                f"--run {directory}: stage {load.step} has no 99th percentile: {load.errors} of its {load.requests}"
+                " requests failed; expected a run in which at most 1 % fail, or give --p99"
+            )
+    p99 = [load.latency_s["p99"] for load in stages]
+    rates = [load.offered_rate_per_s for load in stages if load.offered_rate_per_s]
+    starts = [item for item in run.measurements if item.name in STARTS and item.unit == "s"]
+    for item in starts:
+        if not math.isfinite(item.value):
+            raise UsageError(
+                f"--run {directory}: step {item.step or item.name}: half of its cold starts had no answer; expected a"
+                " run in which they are answered, or give --cold-start"
+            )
+    cold = [item.value for item in starts]
     if not p99 and not cold:
         raise UsageError(f"--run {directory}: it measured neither a latency nor a start")
     return Facts(

@@ -123,7 +123,7 @@ async def _ask(rest: RestClient, path: str, method: str = "GET") -> RestAnswer:
 
 def _said_no(answer: RestAnswer) -> bool:
     """A health endpoint that is there and does not say yes."""
-    if answer.status == 404:
+    if answer.status in ABSENT:
         return False
     try:
         body = answer.object() if answer.content else {}

@@ -369,6 +369,14 @@ class ColdStartStep(_Step):
             raise ValueError("expected more than 0s")
         return value
 
+    @field_validator("budget")
+    @classmethod
+    def _some_budget(cls, value: dict[Phase, float]) -> dict[Phase, float]:
+        for name, limit_s in value.items():
+            if limit_s <= 0:
+                raise ValueError(f"{name}: expected more than 0s")
+        return value
+
 
 class AutoscalingStep(_Traffic):
     """How the number of pods follows the load."""

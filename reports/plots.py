@@ -248,17 +248,22 @@ def replicas(series: Series, view: StageView | None) -> Figure:
 
 @_styled
 def waterfall(series: Series) -> Figure:
-    """A bar a trial: where the time from the first request to the first byte went."""
+    """A bar a trial: where the time from the first request to the first byte went. One without an answer has none."""
     names = [name for name in _PHASES if name in series.columns]
     trials = len(series.columns[names[0]])
+    answered = np.isfinite([series.columns[name] for name in names]).all(axis=0)
     figure = Figure(figsize=(WIDTH, 1.1 + 0.32 * trials), layout="constrained")
     axes = figure.add_subplot()
     left = np.zeros(trials)
     places = np.arange(trials)
     for name, colour in zip(names, PHASES, strict=False):
-        widths = np.array(series.columns[name])
+        widths = np.where(answered, series.columns[name], 0.0)
         axes.barh(places, widths, left=left, height=0.62, color=colour, label=_PHASES[name])
         left += widths
+    for place in np.flatnonzero(~answered):
+        axes.annotate(
+            "no answer", (0, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8, color=ERROR
+        )
     axes.set_yticks(places, [f"trial {place + 1}" for place in places])
     axes.invert_yaxis()
     axes.set_xlim(left=0)

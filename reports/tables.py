@@ -117,6 +117,8 @@ def _figure(items: list[Measurement]) -> str:
         return (
             format_duration(value)
             if unit == "s"
+            else f"{number(value)} {unit}"
+            if math.isinf(value)
             else f"{value:,.0f} {unit}"
             if value >= 1000
             else f"{value:.3g} {unit}"

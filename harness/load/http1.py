@@ -129,8 +129,8 @@ class Connection(asyncio.Protocol):
         elif self._mark and lowered == self._mark and self.row >= 0:
             recorder = self.pool.recorder
             recorder.marks[recorder.number(self.row)] = value.decode("latin-1")
-        elif lowered == b"location":
-            self._location = value
+        elif lowered == b"location" and self._parser.get_status_code() >= 300:
+            self._location = value  # of a 201 it is what was made, and nothing of an error
 
     def on_headers_complete(self) -> None:
         if self._complete:

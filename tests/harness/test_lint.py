@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,10 +12,14 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from harness.cli_checks import measured
 from harness.errors import UsageError
 from harness.lint import RULES, Facts, lint, read_manifests, subjects_of
 from harness.lint.manifests import parse_quantity
+from harness.records import Measurement, Record
+from harness.runstore import RunStore
 from tests.helpers import servecert
+from tests.records import load_result
 
 RUNTIME: dict[str, Any] = {
     "apiVersion": "serving.kserve.io/v1alpha1",
@@ -191,6 +196,43 @@ def test_the_command(tmp_path: Path) -> None:
     assert "[memory.twice-the-model]" in looked.stdout, "the size is looked at"
     bad.write_text(yaml.safe_dump(changed(SERVICE, (*MODEL, "storageUri"), f"file://{tmp_path}/none")))
     assert "[storage.reachable]" in servecert("lint", str(bad), "--check-storage").stdout
+
+
+def a_run(directory: Path, *records: Record) -> Path:
+    store = RunStore(directory, "r", seed=1)
+    store.info["steps"] = [{"name": "search", "suite": "capacity", "service": "svc", "state": "done", "seconds": 1.0}]
+    for record in records:
+        store.add(record)
+    store.finish(0)
+    store.close()
+    return directory
+
+
+def test_what_a_run_measured(tmp_path: Path) -> None:
+    """Its worst stage, and its cold starts by the name that the suite writes them under; trials of a search are meant
+    to fail beyond what the service can take."""
+    cold = Measurement("cold-start.first_byte.p50", 12.0, "s", 5, "svc", "cold")
+    beyond = load_result(errors=500, step="search-3", latency_s={"p99": math.inf}, offered_rate_per_s=900.0)
+    run = a_run(
+        tmp_path / "fine",
+        load_result(step="one", latency_s={"p99": 0.2}),
+        load_result(step="two", latency_s={"p99": 0.1}),
+        beyond,
+        cold,
+    )
+    assert measured(run) == Facts(p99_s=0.2, peak_per_s=100.0, cold_start_s=12.0)
+    run = a_run(tmp_path / "ready", Measurement("ready", 7.0, "s", 1, "svc"))
+    assert measured(run) == Facts(cold_start_s=7.0)
+
+
+def test_a_run_whose_worst_latency_is_no_number_is_refused(tmp_path: Path) -> None:
+    failing = load_result(errors=20, step="two", latency_s={"p99": math.inf})
+    run = a_run(tmp_path / "failing", load_result(step="one", latency_s={"p99": 0.2}), failing)
+    with pytest.raises(UsageError, match=r"stage two has no 99th percentile: 20 of its 1000 requests failed"):
+        measured(run)
+    never = Measurement("cold-start.first_byte.p50", math.inf, "s", 5, "svc", "cold")
+    with pytest.raises(UsageError, match="step cold: half of its cold starts had no answer"):
+        measured(a_run(tmp_path / "never", never))
 
 
 def test_a_folder_and_files_without_a_service(tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def test_published_schema_is_current_and_accepts_the_catalog() -> None:
         ("suite: autoscaling\n    shape: pulse 5/s to 60/s for 9s every 3s\n    duration: 10s", "do not fit"),
         ("suite: cold-start\n    budget: {reddy: 3s}", "reddy"),
         ("suite: cold-start\n    within: 0s", "more than 0s"),
+        ("suite: cold-start\n    budget: {total: 0s}", "total: expected more than 0s"),
+        ("suite: cold-start\n    budget: {ready: 3s, image: 0s}", "image: expected more than 0s"),
     ],
 )
 def test_mistakes_in_cluster_steps_are_named(tmp_path: Path, step: str, message: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +12,15 @@ import pytest
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError, UsageError
 from harness.podwatch import EventChange, PodChange
-from harness.records import Outcome
+from harness.records import Measurement, Outcome, Series
+from harness.runstore import RunStore, read_run
 from harness.scenario_model import ColdStartStep
+from harness.sides import measured
 from harness.steps import Target, records_of
+from reports.plots import waterfall
+from reports.write import write_reports
 from scenarios.suites.cold_start.budgets import judge_budget
+from scenarios.suites.cold_start.figures import columns_of, figures
 from scenarios.suites.cold_start.phases import (
     PHASES,
     UNKNOWN,
@@ -27,6 +34,8 @@ from scenarios.suites.cold_start.phases import (
     settled,
     stamped,
 )
+from scenarios.suites.cold_start.warm import Warm
+from scenarios.suites.judging import Judge
 from scenarios.suites.probes.pods import readiness_changes
 from tests.faults.cluster_runs import Silent
 
@@ -224,6 +233,51 @@ def test_what_is_nearer_to_the_budget_than_it_is_measured_is_undecided() -> None
     assert "±0.5 s" in judged.reason
     assert judge_budget(rough, 10.5).outcome is Outcome.PASSED
     assert judge_budget(rough, 9.0).outcome is Outcome.FAILED
+
+
+def recorded(trials: list[Trial]) -> tuple[Series, dict[str, Measurement]]:
+    judge = Judge("cold-start", Endpoint("m", "custom", "http://127.0.0.1:1", "m"), "cold")
+    series, *rest = figures(judge, "m", trials, Warm((0.01,) * 10, 10, ""))
+    assert isinstance(series, Series)
+    return series, {item.name.removeprefix("cold-start."): item for item in rest if isinstance(item, Measurement)}
+
+
+def test_trials_without_an_answer_are_in_every_figure(tmp_path: Path) -> None:
+    """Two cold starts took three seconds, and three were never answered: the median is no three seconds."""
+    fine = Trial({name: exactly(3.0) for name in PHASES}, done_s=3.1, sent=4)
+    never = Trial({}, done_s=15.0, sent=4, lost=4)
+    series, found = recorded([fine, never, never, fine, never])
+    assert (found["first_byte.p50"].value, found["first_byte.p50"].n) == (math.inf, 5)
+    assert found["last_answer"].value == found["cold_over_warm"].value == found["first_byte.max"].value == math.inf
+    assert (found["phase.created"].value, found["phase.created"].n) == (3.0, 2), "as far as it is known"
+    assert [sum(row) for row in zip(*series.columns.values(), strict=True)] == pytest.approx(
+        [3.0, math.nan, math.nan, 3.0, math.nan], nan_ok=True
+    )
+    store = RunStore(tmp_path / "run", "cold", seed=1)
+    for record in (series, *found.values()):
+        store.add(record)
+    store.finish(1)
+    store.close()
+    run = read_run(tmp_path / "run")
+    side = measured(run)
+    assert side.values["m", "cold"]["cold_start"] == math.inf
+    assert side.blocks["m", "cold"]["cold_start"] == [3.0, math.inf, math.inf, 3.0, math.inf]
+    assert {item.name: item.value for item in run.measurements}["cold-start.first_byte.p50"] == math.inf
+    shown = [text.get_text() for text in waterfall(series).axes[0].texts]
+    assert shown == ["no answer"] * 3
+    write_reports(tmp_path / "run")
+
+
+def test_a_median_beside_trials_without_an_answer() -> None:
+    fine = Trial({name: exactly(3.0) for name in PHASES}, done_s=3.1, sent=4)
+    slow = Trial({name: exactly(5.0) for name in PHASES}, done_s=9.0, sent=4, lost=1)
+    _, found = recorded([fine, fine, slow, Trial({}, sent=4, lost=4)])
+    assert found["first_byte.p50"].value == pytest.approx(4.0)
+    assert found["first_byte.max"].value == math.inf
+    _, found = recorded([Trial({}, sent=4, lost=4)])
+    assert found["first_byte.p50"].value == math.inf
+    assert "phase.created" not in found
+    assert columns_of([fine])["created"] == [3.0]
 
 
 def test_flapping_is_counted_and_leaving_is_not() -> None:

@@ -169,6 +169,10 @@ NO_MODEL = Said(404, {"error": "unknown model"})
             "the server's repository says: UNAVAILABLE, out of memory",
         ),
         (paths(infer=Said(400, {"error": "expected 4 columns"})), MeasurementError, "expected 4 columns"),
+        (paths(infer=Said(400, {"error": "4 columns"}), model_ready=Said(405)), MeasurementError, "4 columns"),
+        (paths(infer=Said(400, {"error": "4 columns"}), model_ready=Said(501)), MeasurementError, "4 columns"),
+        (paths(infer=Said(400, {"error": "4 columns"}), ready=Said(405, b"no")), MeasurementError, "4 columns"),
+        (paths(infer=Said(400, {"error": "4"}), model_ready=Said(503)), NotServedError, "'m' is not ready"),
         (paths(infer=Said(500, b"\x1b[31mTraceback")), MeasurementError, "\\x1b[31mTraceback"),
     ],
 )
@@ -345,7 +349,7 @@ async def test_the_look_takes_its_time_and_no_more() -> None:
     assert encoded[0].expected
     assert known in (2, 3)
     assert sum(item.unasked for item in encoded) == 16 - known
-    assert f"of {16 - known} of 16 requests by id alone: there was no time" in how_inspected(encoded)
+    assert f"; {16 - known} of 16 requests were checked by id only: there was no time" in how_inspected(encoded)
     assert seen == [1]
 
 
@@ -392,7 +396,7 @@ async def test_a_check_says_how_many_requests_were_inspected_by_id_alone() -> No
     check = next(record for record in records if isinstance(record, CheckResult) and record.id == "load.answers")
     assert result.errors == 0
     assert check.outcome is Outcome.PASSED
-    assert "of 16 requests by id alone: there was no time to ask them before the load" in check.observed
+    assert "of 16 requests were checked by id only: there was no time to ask them before the load" in check.observed
 
 
 def test_short_stages_on_fast_servers_are_not_held_up() -> None:

@@ -9,7 +9,9 @@ import pytest
 
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError
+from harness.load.runner import run_stage
 from harness.runtimes import BuiltModel
+from scenarios.suites.cold_start.suite import cold_job
 from scenarios.suites.cold_start.warm import warm_requests
 from scenarios.suites.load import Plan
 from scenarios.suites.load.beforehand import encode
@@ -36,6 +38,20 @@ async def test_wrong_answers_are_no_warm_requests(identity: BuiltModel) -> None:
         warm = await warm_requests(endpoint, PLAN, swapped, 2 * len(encoded))
         assert warm.sent == 2 * len(encoded)
         assert len(warm.latency_s) == 2
-        assert warm.errors == f"{2 * len(encoded) - 2} wrong_answer"
+        assert warm.errors == f"{2 * len(encoded) - 2} wrong_answer (200)"
         with pytest.raises(MeasurementError, match="none of 5 warm requests was answered rightly"):
             await warm_requests(endpoint, PLAN, swapped[:1], 5)
+
+
+async def test_cold_requests_are_sent_at_once_however_many(identity: BuiltModel) -> None:
+    """Each takes half a second, and a generator's usual connections would be too few for all of them."""
+    with reference_server(identity.artifacts, arguments=["--work-ms", "500"]) as server:
+        endpoint = Endpoint("m", "reference", server.url, server.model)
+        encoded = await encode(endpoint, PLAN, 0.0)
+        job = cold_job(endpoint, PLAN, encoded, 300)
+        stage = await run_stage(job, [item.body for item in encoded], np.arange(300), lambda progress: None)
+    columns = stage.columns
+    assert columns["sent_ns"].size == 300
+    assert columns["sent_ns"].max() < columns["done_ns"].min(), "the last was sent before the first had its answer"
+    assert stage.limited == 0
+    assert cold_job(endpoint, PLAN, encoded, 4).connections == 256

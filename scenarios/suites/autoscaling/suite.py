@@ -109,8 +109,9 @@ class _Suite:
             try:
                 generators = LocalGenerators(self.course.plan.processes, control)
                 plan, endpoint = self.course.plan, self.deployed.endpoint
+                # Asked again here, the service would have a load before the load, which the model knows nothing of.
                 async for record in run_plan(
-                    endpoint, plan, self.samples_name, self.progress, generators, lambda text: None, again=False
+                    endpoint, plan, self.samples_name, self.progress, generators, lambda text: None, self.encoded, False
                 ):
                     if isinstance(record, StageEnd):
                         continue

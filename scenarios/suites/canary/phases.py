@@ -29,7 +29,7 @@ ALPHA, POWER = 1e-4, 0.99
 LEAST_S = 3.0
 """Of the part of a phase that counts."""
 MARGIN_S = 60.0
-"""Of load, beyond what a phase is expected to take."""
+"""Seconds of load added to the time limit of the change it runs beside."""
 WATCH_S = 1.0
 """Between two looks at the pods."""
 PODS_WITHIN_S = 30.0

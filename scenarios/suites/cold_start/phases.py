@@ -57,8 +57,8 @@ UNKNOWN = Span(-float("inf"), float("inf"))
 
 @dataclass(frozen=True)
 class Trial:
-    """``ends`` are counted from the first request, by phase; empty where no request was answered. ``done_s`` is the
-    slowest answer; ``lost`` of ``sent`` requests had none, or a wrong one."""
+    """``ends`` are counted from the first request, by phase; empty where no request was answered. ``done_s`` is when
+    the last request ended, answered or not; ``lost`` of ``sent`` requests had no answer, or a wrong one."""
 
     ends: Mapping[str, Span]
     done_s: float = 0.0

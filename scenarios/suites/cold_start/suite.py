@@ -11,19 +11,19 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from harness.deployed import Deployed
+from harness.endpoint import Endpoint
 from harness.errors import MeasurementError
 from harness.kserve import is_pod_ready
+from harness.load.job import Job
 from harness.load.runner import WorkerError, run_stage
 from harness.podwatch import EventWatch, PodChange, PodWatch
-from harness.records import CheckResult, Measurement, Outcome, Record, Series, TimelineEvent
-from harness.stats import percentile_interval
+from harness.records import CheckResult, Outcome, Record, TimelineEvent
 from harness.units import format_duration
 from scenarios.suites.cold_start.budgets import CONFIDENCE, judge_budget
+from scenarios.suites.cold_start.figures import figures
 from scenarios.suites.cold_start.phases import (
-    PHASES,
     TOLERANCE_S,
     Span,
     Trial,
@@ -57,6 +57,12 @@ class ColdStart:
     zero_within_s: float
     budget_s: Mapping[str, float]
     """By phase, and ``total``: what the median of all cold starts may take."""
+
+
+def cold_job(endpoint: Endpoint, plan: Plan, encoded: Sequence[Encoded], requests: int) -> Job:
+    """So many are sent at once: none of them waits for the connection of another."""
+    job = build_job(endpoint, plan, encoded)
+    return replace(job, check_every=1, concurrency=None, connections=max(job.connections, requests))
 
 
 class _Suite:
@@ -102,7 +108,7 @@ class _Suite:
     async def _trial(self, encoded: list[Encoded]) -> Trial:
         wanted, kserve = self.wanted, self.deployed.kserve
         offset_s = await kserve.clock_offset_s()
-        job = replace(build_job(self.deployed.endpoint, self.plan, encoded), check_every=1, concurrency=None)
+        job = cold_job(self.deployed.endpoint, self.plan, encoded, wanted.requests)
         due = np.arange(wanted.requests, dtype=np.int64)
         async with kserve.watch_events() as told, kserve.watch_pods(self.deployed.name) as watch:
             if watch.changes:
@@ -192,41 +198,11 @@ class _Suite:
                     else f"{fine} as far as ids tell: the model does not repeat itself",
                 )
             )
+        records += figures(judge, self.deployed.name, trials, warm)
         if answered:
-            records += self._figures(answered, warm)
             records.append(self._clocks(answered))
         records.append(self._warm_answered(warm))
         return records + self._budgets(trials)
-
-    def _figures(self, answered: list[Trial], warm: Warm) -> list[Record]:
-        columns = {name: [trial.phases_s[name] for trial in answered] for name in PHASES}
-        totals = np.sort(np.array([trial.first_byte_s for trial in answered]))
-        records: list[Record] = [
-            Series("cold-start", self.deployed.name, self.step, columns),
-            self._median("first_byte.p50", totals),
-            self.judge.measurement("first_byte.max", float(totals[-1]), "s", totals.size),
-            self.judge.measurement("first_byte.mean", float(totals.mean()), "s", totals.size),
-            self._median("last_answer", np.sort(np.array([trial.done_s for trial in answered]))),
-        ]
-        for name, values in columns.items():
-            records.append(self.judge.measurement(f"phase.{name}", float(np.median(values)), "s", len(values)))
-            resolution = max(trial.phases[name].resolution for trial in answered)
-            if resolution:
-                records.append(self.judge.measurement(f"phase.{name}.resolution", resolution, "s", len(values)))
-        late = float(np.median([trial.ready_late_s for trial in answered]))
-        if late > 0:
-            records.append(self.judge.measurement("ready_after_first_byte", late, "s", totals.size))
-        if len(warm.latency_s) >= LEAST_WARM:
-            usual = self._median("warm", np.sort(np.array(warm.latency_s)))
-            ratio = float(np.median(totals)) / usual.value
-            records += [usual, self.judge.measurement("cold_over_warm", ratio, "times", totals.size)]
-        return records
-
-    def _median(self, name: str, ordered: npt.NDArray[np.float64]) -> Measurement:
-        """With its interval, where there are values enough for one."""
-        plain = self.judge.measurement(name, float(np.median(ordered)), "s", ordered.size)
-        interval = percentile_interval(ordered, 0.5)
-        return plain if interval is None else replace(plain, ci_low=interval[0], ci_high=interval[1])
 
     def _clocks(self, trials: list[Trial]) -> CheckResult:
         conflicts = [trial.skew for trial in trials if trial.skew]
@@ -283,7 +259,7 @@ def _described(values: Sequence[Span]) -> str:
     if not known:
         return "no trial had an answer"
     resolution = max(value.resolution for value in values)
-    text = format_duration(float(np.median(known)))
+    text = format_duration(float(np.median([value.middle for value in values])))
     text += f" (from {format_duration(min(known))} to {format_duration(max(known))}, {len(known)} trials"
     text += f", each ±{resolution:.1f} s)" if resolution else ")"
     return text + (f", {len(values) - len(known)} without an answer" if len(known) < len(values) else "")

@@ -173,9 +173,9 @@ def how_inspected(encoded: Sequence[Encoded]) -> str:
     changing = sum(not item.expected and not item.unasked for item in encoded)
     if changing == len(encoded):
         return " as far as ids tell: the model does not repeat itself"
-    text = ""
+    text, by_id = "", f"of {len(encoded)} requests were checked by id only"
     if changing:
-        text += f"; of {changing} of {len(encoded)} requests by id alone: to these the model does not repeat itself"
+        text += f"; {changing} {by_id}: to these the model does not repeat itself"
     if unasked:
-        text += f"; of {unasked} of {len(encoded)} requests by id alone: there was no time to ask them before the load"
+        text += f"; {unasked} {by_id}: there was no time to ask them before the load"
     return text

@@ -27,7 +27,7 @@ from harness.protocol.tensors import InferResult, Tensor
 from scenarios.suites.load.plan import Plan
 
 CYCLE = 4096
-"""Which request follows which is drawn once, for so many, and repeats."""
+"""Length of the random request order; after it, the order repeats."""
 GRPC = ("grpc", "grpc-stream")
 
 

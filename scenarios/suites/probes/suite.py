@@ -37,9 +37,9 @@ from scenarios.suites.probes.pods import (
 SUITE = "probes"
 POLL_S = 0.005
 MARGIN_S = 60.0
-"""Of load, beyond what it accompanies is given."""
+"""Seconds of load added to the time limit of the change it runs beside."""
 AFTER_S = 1.0
-"""Of load, after what was done is done."""
+"""Seconds of load before the change and, at least, after it."""
 MOST_BUSY_S = 60.0
 """The busy stage is lengthened up to this, so that each probe is asked while it goes on."""
 EVENTS_S = 1.0

@@ -97,6 +97,23 @@ def test_of_a_redirect_it_is_kept_where_it_leads() -> None:
     assert (seen.location, seen.detail) == ("https://login.example/?to=x", "<a>Found</a>")
 
 
+@pytest.mark.parametrize("then", [None, error("500 No", b"broken")], ids=["silence", "500"])
+def test_where_something_was_made_is_no_part_of_an_error(then: bytes | None) -> None:
+    """A 201 says where what it made is; the failure that follows on the same connection leads nowhere."""
+    answers = iter([error("201 Created", b"", "Location: /made/1\r\n")])
+
+    def serve(connection: socket.socket, data: bytes) -> None:
+        while data:
+            if (answer := next(answers, then)) is not None:
+                connection.sendall(answer)
+            data = connection.recv(65536)
+
+    with scripted_server(serve) as port:
+        kind, seen = only(stage(port, connections=1, rate_per_s=20.0, timeout_s=0.3))
+    assert kind == ((TIMEOUT, 0) if then is None else (HTTP_5XX, 500))
+    assert seen.location == ""
+
+
 def closes(after: bytes) -> Callable[[socket.socket, bytes], None]:
     return lambda connection, data: connection.sendall(after) if after else None
 
