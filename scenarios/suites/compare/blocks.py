@@ -11,17 +11,16 @@ import numpy as np
 from harness.comparison import QUANTILES
 from harness.errors import MeasurementError
 from harness.load.runner import Generators, LocalGenerators, Progress, WorkerError
-from harness.records import LoadResult, SampleBatch
-from harness.slo import with_errors
+from harness.records import SampleBatch
 from harness.stats import percentile
 from scenarios.suites.canary.counters import read
 from scenarios.suites.capacity import Search, Trial, bracket, next_rate
 from scenarios.suites.compare.contenders import Comparing, Contender, Present, Taken
 from scenarios.suites.compare.usage import Meter
-from scenarios.suites.load.errors import mark_wrong, with_wrong
 from scenarios.suites.load.plan import Plan
-from scenarios.suites.load.requests import build_job, wrong_answers
-from scenarios.suites.load.results import batch_of, summarize_stage
+from scenarios.suites.load.requests import build_job
+from scenarios.suites.load.results import StageEnd, end_of_stage
+from scenarios.suites.load.trial import take
 
 ATTEMPTS = 3
 """A block that this machine has disturbed is taken again so often."""
@@ -40,11 +39,11 @@ class Block:
     wrong: list[str] = field(default_factory=list)
     inspected: int = 0
 
-    def add(self, result: LoadResult, wrong: dict[int, str]) -> None:
-        self.requests += result.requests
-        self.failed += result.errors
-        self.wrong += list(wrong.values())[:3]
-        self.inspected += result.checked_answers
+    def add(self, end: StageEnd) -> None:
+        self.requests += end.result.requests
+        self.failed += end.result.errors
+        self.wrong += list(end.wrong.values())[:3]
+        self.inspected += end.result.checked_answers
 
 
 class Blocks:
@@ -92,7 +91,8 @@ class Blocks:
             # Every variant of a round has the same arrivals; every round has its own.
             seed = contender.plan.seed + round_ * ATTEMPTS + attempt - 1
             plan = replace(contender.plan, name=f"{self.step}-{number:03d}-{contender.name}", seed=seed)
-            result, batch, wrong = await self._stage(present, plan, taken)
+            end = await self._stage(present, plan, taken)
+            result, batch = end.result, end.batch
             if result.valid:
                 break
             self.note(f"block {number} of {contender.name} is taken again: {result.invalid_reason}")
@@ -106,7 +106,7 @@ class Blocks:
         values = {name: percentile(ordered, q) for name, q in QUANTILES.items()}
         values |= {"mean": float(ordered.mean()), "throughput": result.achieved_rate_per_s}
         block = Block(values, [batch])
-        block.add(result, wrong)
+        block.add(end)
         return block
 
     async def _search(self, number: int, round_: int, contender: Contender, present: Present, taken: Taken) -> Block:
@@ -116,21 +116,17 @@ class Blocks:
         begin = (contender.plan.rate_per_s or 1.0) * drawn
         search = Search(contender.plan, begin, MOST_PER_S, self.wanted.tolerance, repeats=1)
         trials: list[Trial] = []
-        block = Block({}, [])
+        block, connections = Block({}, []), contender.plan.connections
         while (rate := next_rate(trials, search)) is not None and len(trials) < search.budget:
             name = f"{self.step}-{number:03d}-{contender.name}-{len(trials) + 1:02d}"
             seed = contender.plan.seed + round_ * search.budget + len(trials)
-            result, batch, wrong = await self._stage(
-                present, replace(contender.plan, name=name, rate_per_s=rate, seed=seed), taken
-            )
-            objectives = with_errors(contender.plan.objectives)
-            met = [objective.met(result) for objective in objectives]
-            if not result.valid:
-                raise MeasurementError(f"{name}: at {rate:.4g}/s the trial is not valid: {result.invalid_reason}")
+            plan = replace(contender.plan, name=name, rate_per_s=rate, seed=seed, connections=connections)
             # A trial says what it saw: chance hits all variants alike, and the blocks' spread tells of it.
-            trials.append(Trial(rate, not wrong and all(met)))
-            block.batches.append(batch)
-            block.add(result, wrong)
+            taken_now = await take(lambda wanted: self._stage(present, wanted, taken), plan, self.note)
+            connections = taken_now.end.plan.connections
+            trials.append(Trial(rate, taken_now.met))
+            block.batches.append(taken_now.end.batch)
+            block.add(taken_now.end)
         low, _ = bracket(trials, 1)
         if low is None:
             raise MeasurementError(
@@ -142,9 +138,7 @@ class Blocks:
         block.values = {"capacity": low}
         return block
 
-    async def _stage(
-        self, present: Present, plan: Plan, taken: Taken
-    ) -> tuple[LoadResult, SampleBatch, dict[int, str]]:
+    async def _stage(self, present: Present, plan: Plan, taken: Taken) -> StageEnd:
         encoded = taken.encoded
         job = build_job(present.endpoint, plan, encoded)
         due = plan.due_ns() if plan.open_loop else None
@@ -156,14 +150,7 @@ class Blocks:
             stage = await self.generators.run(job, [item.body for item in encoded], due, show)
         except WorkerError as error:
             raise MeasurementError(f"{plan.name}: {error}") from error
-        wrong = wrong_answers(plan.protocol, stage, encoded, job.cycle)
-        columns = mark_wrong(stage.columns, wrong)
-        stage = with_wrong(stage, columns, wrong)
-        batch = batch_of(present.endpoint, plan, columns)
-        if not len(batch):
-            raise MeasurementError(f"{plan.name}: the block ended before its warm-up did")
-        result = summarize_stage(present.endpoint, plan, columns, batch, stage, "", 0.0, self.generators.count)
-        return result, batch, wrong
+        return end_of_stage(present.endpoint, plan, stage, encoded, job.cycle, generators=self.generators.count)
 
     async def _counted(self, present: Present) -> dict[str, float]:
         """By the counters that the scenario names; both are of the moment."""

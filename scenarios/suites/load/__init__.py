@@ -5,33 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Protocol
 
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError, UsageError
 from harness.load.distributed import Address
 from harness.load.distributed.fleet import Place, open_fleet
 from harness.load.job import Job
-from harness.load.recording import WRONG_ANSWER
 from harness.load.runner import Generators, LocalGenerators, Progress, WorkerError
 from harness.records import CheckResult, LoadResult, SampleBatch
 from scenarios.suites.load.beforehand import brief, encode
-from scenarios.suites.load.errors import with_wrong
 from scenarios.suites.load.plan import Plan
-from scenarios.suites.load.requests import Encoded, build_job, wrong_answers
+from scenarios.suites.load.requests import Encoded, build_job
 from scenarios.suites.load.results import (
     LATE,
     STEADY_WINDOWS,
     StageEnd,
-    batch_of,
+    end_of_stage,
     is_steady,
     judge,
-    seen_of,
-    summarize_stage,
 )
 
 __all__ = ["Plan", "StageEnd", "Within", "load", "open_generators", "run_plan"]
@@ -124,37 +118,21 @@ async def run_plan(
         taken_again = ""
         while True:
             stage = await generators.run(job, bodies, due, progress)
-            wrong = wrong_answers(plan.protocol, stage, encoded, job.cycle)
-            columns = _with_wrong(stage.columns, wrong)
-            if wrong:
-                stage = with_wrong(stage, columns, wrong)
-            batch = batch_of(endpoint, plan, columns)
-            if not len(batch):
-                raise MeasurementError(f"{plan.name}: the stage ended before its warm-up did; nothing was measured")
-            result = summarize_stage(endpoint, plan, columns, batch, stage, samples_name, warmed_s, generators.count)
-            if taken_again or not again or not (plan.open_loop and result.invalid_reason.startswith(LATE)):
+            end = end_of_stage(endpoint, plan, stage, encoded, job.cycle, samples_name, warmed_s, generators.count)
+            late = plan.open_loop and end.result.invalid_reason.startswith(LATE)
+            if taken_again or not again or not late:
                 break
-            taken_again = result.invalid_reason
+            taken_again = end.result.invalid_reason
             note(f"{plan.name} is taken again, once: {taken_again}")
     except WorkerError as error:
         raise MeasurementError(f"{plan.name}: {error}") from error
-    result = replace(result, taken_again=taken_again)
-    yield batch
-    yield result
-    end = StageEnd(plan, result, seen_of(plan, columns, batch, stage), columns, batch, wrong)
+    end = replace(end, result=replace(end.result, taken_again=taken_again))
+    yield end.batch
+    yield end.result
     yield end
     elapsed = round(time.monotonic() - started, 3)
     for check in judge(endpoint, end, encoded, job.cycle, elapsed):
         yield check
-
-
-def _with_wrong(columns: dict[str, Any], wrong: Mapping[int, str]) -> dict[str, Any]:
-    """A wrong answer is an error."""
-    if not wrong:
-        return columns
-    errors = columns["error"].copy()
-    errors[np.isin(columns["row"], list(wrong))] = WRONG_ANSWER
-    return {**columns, "error": errors}
 
 
 async def _warm_up(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from harness.columns import PIECE_ROWS, elapsed_s, let_go, pieces
 from harness.dependence import percentile_intervals, share_interval
 from harness.endpoint import Endpoint
+from harness.errors import MeasurementError
 from harness.load.recording import ERRORS, NOT_SENT, TIMEOUT, count_errors
 from harness.load.runner import StageResult
 from harness.objectives import Answer, Seen
@@ -23,9 +24,9 @@ from harness.stats import goodput, summarize
 from harness.stats import percentile_intervals as independent_intervals
 from harness.units import format_duration
 from scenarios.suites.load.beforehand import how_inspected
-from scenarios.suites.load.errors import errors_seen
+from scenarios.suites.load.errors import errors_seen, mark_wrong, with_wrong
 from scenarios.suites.load.plan import Plan
-from scenarios.suites.load.requests import Encoded
+from scenarios.suites.load.requests import Encoded, wrong_answers
 
 SUITE = "load"
 LAG_SHARE, LAG_FLOOR_S = 0.05, 0.0005
@@ -371,6 +372,30 @@ class StageEnd:
         alone = without_limit(self.seen, self.batch)
         bounds = [item for item in objectives if item.upper and item.kind in ("latency", "errors")]
         return any(judge_seen(item, alone).answer is Answer.NOT_MET for item in bounds)
+
+
+def end_of_stage(
+    endpoint: Endpoint,
+    plan: Plan,
+    stage: StageResult,
+    encoded: Sequence[Encoded],
+    cycle: Sequence[int],
+    samples_name: str = "",
+    warmed_s: float | None = 0.0,
+    generators: int = 1,
+) -> StageEnd:
+    """What a stage has measured; a wrong answer is an error. Raises MeasurementError where it ended before its warm-up
+    did."""
+    wrong = wrong_answers(plan.protocol, stage, encoded, cycle)
+    columns = stage.columns
+    if wrong:
+        columns = mark_wrong(columns, wrong)
+        stage = with_wrong(stage, columns, wrong)
+    batch = batch_of(endpoint, plan, columns)
+    if not len(batch):
+        raise MeasurementError(f"{plan.name}: the stage ended before its warm-up did; nothing was measured")
+    result = summarize_stage(endpoint, plan, columns, batch, stage, samples_name, warmed_s, generators)
+    return StageEnd(plan, result, seen_of(plan, columns, batch, stage), columns, batch, wrong)
 
 
 def judge(
