@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy.stats import binom
 
+from harness.load.recording import HTTP_5XX
+from harness.records import Outcome
 from harness.stats import accepted_counts, binomial_p_value, draws_needed
 from scenarios.suites.canary.errors import (
     Compared,
@@ -30,22 +35,28 @@ from scenarios.suites.canary.guards import (
     baseline_requests,
     judge_errors,
     judge_latency,
+    judge_split,
     overall,
     requests_planned,
 )
 from scenarios.suites.canary.latency import (
     LEAST_BLOCKS,
-    Blocks,
-    blocks_of,
+    Latencies,
     comparable_since,
     comparable_time,
+    compare,
     is_comparable,
     load_ratio,
 )
 from scenarios.suites.canary.latency import (
     requests_planned as latency_requests,
 )
+from scenarios.suites.canary.parity import judge_parity
+from scenarios.suites.canary.phases import Phase
+from scenarios.suites.load.background import Traffic
+from tests.records import check
 
+Floats = npt.NDArray[np.float64]
 LIMITS = Limits(errors=0.01, latency_ratio=1.5, phases=2)
 BEFORE = Count(0, 500)
 
@@ -199,12 +210,59 @@ def test_only_the_time_with_equal_load_counts(
     assert comparable_time(loads) == time
 
 
-def latencies(factor: float, requests: int, seconds: float) -> Blocks:
+TIMEOUT_S = 5.0
+
+
+def traffic_of(due_s: Floats, latency_s: Floats, version: Any, failed: Any = None, **fields: Any) -> Traffic:
+    """Answers of versions 1 and 2, all of them inspected; ``failed`` ones have a status of 503."""
+    error = np.zeros(due_s.size, np.int16) if failed is None else np.where(failed, HTTP_5XX, 0).astype(np.int16)
+    values: dict[str, Any] = {"inspected": error == 0, "compared": error == 0, "wrong": {}, **fields}
+    return Traffic(
+        due_s=due_s,
+        done_s=due_s + latency_s,
+        error=error,
+        version=np.array(version, dtype=np.str_),
+        status=np.where(error == 0, 200, 503).astype(np.int32),
+        start_s=0.0,
+        examples={},
+        **values,
+    )
+
+
+def latencies(
+    factor: float, requests: int, seconds: float, failing: float = 0.0, named: bool = True, fail_s: float = 0.001
+) -> Latencies:
+    """The candidate is slower by ``factor``, and fails a share ``failing`` after ``fail_s``."""
     draws = np.random.default_rng(5)
     due_s = np.sort(draws.uniform(0, seconds, requests))
     ours = draws.random(requests) < 0.5
     latency_s = draws.gamma(4, 0.002, requests) * np.where(ours, factor, 1.0)
-    return blocks_of(due_s, latency_s, ours, ~ours)
+    failed = ours & (draws.random(requests) < failing)
+    version = np.where(failed & (not named), "", np.where(ours, "2", "1"))
+    traffic = traffic_of(due_s, np.where(failed, fail_s, latency_s), version, failed)
+    return compare(traffic, np.ones(requests, bool), "2", "1", TIMEOUT_S)
+
+
+@pytest.mark.parametrize("fail_s", [0.001, TIMEOUT_S])
+@pytest.mark.parametrize(
+    ("failing", "named", "ruling"),
+    [
+        (0.04, True, Ruling.BROKEN),
+        (0.04, False, Ruling.UNDECIDED),
+        (0.001, True, Ruling.HELD),
+        (0.0, False, Ruling.HELD),
+    ],
+)
+def test_a_failed_request_counts_with_the_timeout(failing: float, named: bool, ruling: Ruling, fail_s: float) -> None:
+    """A candidate that times out on 4 % has no 99th percentile within any limit, whatever the guard on errors allows;
+    one that fails fast is not fast."""
+    found = latencies(1.0, 3200, 16, failing, named, fail_s)
+    evidence_ = Evidence(BEFORE, by_answer=named).after(50, exposed(0, Count(0, 1), Count(0, 1)), found)
+    judged = judge_latency(evidence_, LIMITS, last=True)
+    assert judged.ruling is ruling, judged
+    assert ("count with at least the timeout, 5 s" in judged.observed) is (failing > 0)
+    assert ("as the candidate's: they name no version" in judged.observed) is (failing > 0 and not named)
+    assert ("do not say whose they are" in judged.reason) is (ruling is Ruling.UNDECIDED)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +301,65 @@ def test_without_equal_load_latency_is_not_decided_and_the_reason_says_why() -> 
     assert judge_latency(found, off, last=True).ruling is Ruling.OFF
 
 
+# Parity
+
+
+def phase_of(traffic: Traffic, by_revision: dict[str, int] | None = None) -> Phase:
+    return Phase("p", traffic, changed_s=0.0, counts_s=0.0, by_revision=by_revision)
+
+
+@pytest.mark.parametrize(
+    ("inspected", "last", "ruling", "words"),
+    [
+        (200, True, Ruling.HELD, "100 of 100 answers compared"),
+        (60, True, Ruling.HELD, "30 of 100 answers compared"),
+        (58, True, Ruling.UNDECIDED, "29 of 100 answers compared"),
+        (58, False, Ruling.LATER, "29 of 100 answers compared"),
+        (0, True, Ruling.UNDECIDED, "0 of 100 answers compared"),
+        (0, False, Ruling.UNDECIDED, "0 of 100 answers compared"),
+    ],
+)
+def test_parity_is_of_answers_that_were_compared(inspected: int, last: bool, ruling: Ruling, words: str) -> None:
+    """Large answers are not kept to the end: what nobody looked at is not right."""
+    kept = np.arange(200) < inspected
+    moments = np.arange(200.0)
+    traffic = traffic_of(moments, moments, ["1", "2"] * 100, inspected=kept, compared=kept)
+    judged = judge_parity(phase_of(traffic), "2", "1", last=last)
+    assert judged.ruling is ruling, judged
+    assert words in judged.observed
+    assert ("30 answers of the candidate decide it" in judged.reason) is (ruling is Ruling.UNDECIDED)
+    assert bool(traffic.inspected_text()) is (inspected < 200)
+
+
+def test_parity_with_what_does_not_repeat_itself_or_says_no_version() -> None:
+    moments = np.arange(200.0)
+    changing = traffic_of(moments, moments, ["1", "2"] * 100, compared=np.zeros(200, bool))
+    judged = judge_parity(phase_of(changing), "2", "1", last=True)
+    assert (judged.ruling, "does not repeat itself" in judged.reason) == (Ruling.UNDECIDED, True)
+    kept = np.arange(200) < 120
+    counted = phase_of(traffic_of(moments, moments, [""] * 200, inspected=kept, compared=kept), {"a": 100, "b": 100})
+    assert judge_parity(counted, "b", "a", last=True).ruling is Ruling.UNDECIDED, "20 of the candidate, at least"
+    counted.traffic.compared[:] = True
+    assert judge_parity(counted, "b", "a", last=True).ruling is Ruling.HELD
+    wrong = traffic_of(moments, moments, ["1", "2"] * 100, wrong={1: "y[0]: expected 1, got 2"})
+    assert judge_parity(phase_of(wrong), "2", "1", last=False).ruling is Ruling.BROKEN
+
+
 # The roll-out
+
+
+@pytest.mark.parametrize(
+    ("outcome", "last", "ruling"),
+    [
+        (Outcome.FAILED, False, Ruling.BROKEN),
+        (Outcome.FAILED, True, Ruling.BROKEN),
+        (Outcome.ERROR, True, Ruling.UNDECIDED),
+        (Outcome.PASSED, True, Ruling.HELD),
+    ],
+)
+def test_a_candidate_whose_split_is_wrong_is_not_promoted(outcome: Outcome, last: bool, ruling: Ruling) -> None:
+    guards = [Finding(Ruling.HELD, "", ""), judge_split(check("candidate-1.split.50", outcome=outcome))]
+    assert overall(guards, last=last) is ruling
 
 
 @pytest.mark.parametrize(

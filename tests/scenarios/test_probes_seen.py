@@ -92,8 +92,18 @@ def test_a_wrong_answer_is_lost() -> None:
     error = np.array([0, ERRORS.index("reset"), 0], dtype=np.int16)
     moments = np.arange(3.0)
     traffic = Traffic(
-        moments, moments, error, np.array([""] * 3), {1: "its id", 2: "its numbers"}, np.zeros(3, np.int32), 0.0, {}
+        moments,
+        moments,
+        error,
+        np.array([""] * 3),
+        {1: "its id", 2: "its numbers"},
+        np.zeros(3, np.int32),
+        0.0,
+        {},
+        inspected=np.array([True, False, True]),
+        compared=np.array([True, False, True]),
     )
+    assert traffic.inspected_text() == "", "both answers were"
     assert traffic.lost.tolist() == [False, True, True]
     assert traffic.errors_text(traffic.lost) == "1 reset, 1 wrong_answer"
     assert traffic.failed.tolist() == [False, True, False]

@@ -25,9 +25,10 @@ from scenarios.suites.canary.guards import (
     overall,
     requests_planned,
 )
-from scenarios.suites.canary.latency import blocks_of, is_comparable, load_ratio
+from scenarios.suites.canary.latency import compare, is_comparable, load_ratio
 from scenarios.suites.canary.phases import ALPHA
 from scenarios.suites.canary.phases import POWER as SPLIT_POWER
+from scenarios.suites.load.background import Traffic
 from tests.truth.claim import Claim, Seen
 
 PERCENTS = (10, 50, 90)
@@ -35,6 +36,7 @@ RATE_PER_S = 200.0
 SERVICE_S = 0.0035
 """A pod is busy for 63 % of the time at 90 % of the requests, and for 35 % at half of them."""
 RESOLUTION = 0.1
+TIMEOUT_S = 10.0
 LIMITS = Limits(errors=0.001, latency_ratio=1.5, phases=len(PERCENTS))
 Values = npt.NDArray[np.float64]
 
@@ -87,8 +89,21 @@ def roll_out(draws: np.random.Generator, truth: Truth, limits: Limits = LIMITS) 
             Count(0, int((ours & ~failed).sum())),
             Count(0, int((~ours & ~failed).sum())),
         )
-        blocks = blocks_of(due_s, latency_s, ours & ~failed, ~ours & ~failed) if comparable else None
-        evidence = evidence.after(percent, exposed, blocks, "" if comparable else "a pod has nine times the load")
+        version = np.where(failed, "", np.where(ours, "2", "1"))
+        traffic = Traffic(
+            due_s=due_s,
+            done_s=due_s + latency_s,
+            error=failed.astype(np.int16),
+            version=version,
+            wrong={},
+            status=np.zeros(due_s.size, np.int32),
+            start_s=0.0,
+            examples={},
+            inspected=~failed,
+            compared=~failed,
+        )
+        found = compare(traffic, np.ones(due_s.size, dtype=bool), "2", "1", TIMEOUT_S) if comparable else None
+        evidence = evidence.after(percent, exposed, found, "" if comparable else "a pod has nine times the load")
         requests += due_s.size
         findings = [judge_errors(evidence, limits, last=last), judge_latency(evidence, limits, last=last)]
         if overall(findings, last=last) is Ruling.BROKEN:
@@ -186,6 +201,18 @@ CLAIMS = [
         "The candidate fails 2 % of its requests, the other version 0.1 %: not promoted",
         0.95,
         seen(Truth(0.001, 0.02), lambda outcome: not promoted(outcome)),
+        at_least=True,
+        quick=200,
+    ),
+    claim(
+        "timeouts.4",
+        "The candidate times out on 4 % of its requests, which the guard on errors allows (5 %): not promoted",
+        0.95,
+        seen(
+            Truth(candidate_errors=0.04),
+            lambda outcome: not promoted(outcome) and outcome.latency is not Ruling.HELD,
+            Limits(errors=0.05, latency_ratio=1.5, phases=len(PERCENTS)),
+        ),
         at_least=True,
         quick=200,
     ),

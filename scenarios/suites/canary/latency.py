@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from harness.stats import PERCENTILES, percentile
 from scenarios.suites.canary.errors import POWER
+from scenarios.suites.load.background import Traffic
 
 Values = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -116,6 +117,50 @@ def blocks_of(due_s: Values, latency_s: Values, candidate: Bools, stable: Bools)
             ]
         )
     return Blocks(np.array(rows), requests)
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """``named``: ``failed`` requests whose version is known are among them. ``worst``: so are ``unnamed`` failed ones
+    that may be either's, as the candidate's; a promotion has to be right even then."""
+
+    named: Blocks = NO_BLOCKS
+    worst: Blocks = NO_BLOCKS
+    failed: int = 0
+    unnamed: int = 0
+    timeout_s: float = 0.0
+
+    def __add__(self, other: Latencies) -> Latencies:
+        return Latencies(
+            self.named + other.named,
+            self.worst + other.worst,
+            self.failed + other.failed,
+            self.unnamed + other.unnamed,
+            max(self.timeout_s, other.timeout_s),
+        )
+
+    def failed_text(self) -> str:
+        """How failed requests count; empty where none failed."""
+        if not self.failed and not self.unnamed:
+            return ""
+        text = f"; {self.failed + self.unnamed} failed requests count with at least the timeout, {self.timeout_s:g} s"
+        return text + (f", {self.unnamed} of them as the candidate's: they name no version" if self.unnamed else "")
+
+
+NO_LATENCIES = Latencies()
+
+
+def compare(traffic: Traffic, here: Bools, candidate: str, stable: str, timeout_s: float) -> Latencies:
+    """Of the requests ``here``. A failed one waited for nothing: it counts with at least the timeout, however fast it
+    failed."""
+    failed = traffic.failed
+    latency_s = np.where(failed, np.maximum(np.nan_to_num(traffic.latency_s), timeout_s), traffic.latency_s)
+    ours = here & (traffic.version == candidate) & (candidate != "")
+    theirs = here & (traffic.version == stable)
+    unnamed = here & failed & ~ours & ~theirs
+    named = blocks_of(traffic.due_s, latency_s, ours, theirs)
+    worst = blocks_of(traffic.due_s, latency_s, ours | unnamed, theirs) if unnamed.any() else named
+    return Latencies(named, worst, int((failed & (ours | theirs)).sum()), int(unnamed.sum()), timeout_s)
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,14 @@ from scenarios.suites.canary.guards import (
     baseline_requests,
     judge_errors,
     judge_latency,
+    judge_split,
     overall,
     requests_planned,
 )
-from scenarios.suites.canary.latency import blocks_of, comparable_since, comparable_time, load_ratio
+from scenarios.suites.canary.latency import comparable_since, comparable_time, compare, load_ratio
 from scenarios.suites.canary.latency import requests_planned as latency_requests
 from scenarios.suites.canary.modes import Mode, mode_of
+from scenarios.suites.canary.parity import judge_parity
 from scenarios.suites.canary.phases import ALPHA, LEAST_S, Object, Phase, Rollout, Stages, Watched, pods_of
 from scenarios.suites.judging import Judge
 
@@ -114,14 +116,17 @@ class _Suite(Stages):
             )
         (self.stable,) = versions
         self.first = self.stable
-        return self.judge.check(
-            "baseline",
-            "Before anything changes, requests are answered, and rightly.",
-            not failed and not phase.traffic.wrong,
-            expected="no failed request and no wrong answer",
-            observed=f"{phase.sent} requests, version {self.stable}, errors: {self._errors(phase)}"
-            + self._wrong_text(phase),
+        requirement = "Before anything changes, requests are answered, and rightly."
+        expected = "no failed request and no wrong answer"
+        observed = (
+            f"{phase.sent} requests, version {self.stable}, errors: {self._errors(phase)}"
+            f"{self._wrong_text(phase)}{phase.traffic.inspected_text()}"
         )
+        fine = not failed and not phase.traffic.wrong
+        if fine and not phase.traffic.inspected.any():
+            reason = "no answer was inspected, there being no room for a single one: ask for smaller answers"
+            return self.judge.undecided("baseline", requirement, expected=expected, observed=observed, reason=reason)
+        return self.judge.check("baseline", requirement, fine, expected=expected, observed=observed)
 
     def _errors(self, phase: Phase) -> str:
         stages = [phase.traffic] if phase.before is None else [phase.before, phase.traffic]
@@ -189,7 +194,8 @@ class _Suite(Stages):
             versions = phase.versions()
             others = [item for item in versions if item not in (self.stable, *self.former)]
             version = version or (others[0] if others else "")
-            yield self._split_check(name, percent, rollout.requests(percent), phase, version)
+            split = self._split_check(name, percent, rollout.requests(percent), phase, version)
+            yield split
             yield self._no_others(name, percent, phase, version)
             yield self._no_old_pods(name, percent, phase, {created, current})
             yield self._change_check(name, percent, phase)
@@ -197,10 +203,11 @@ class _Suite(Stages):
             guards = {
                 "errors": judge_errors(evidence, rollout.limits, last=last),
                 "latency": judge_latency(evidence, rollout.limits, last=last),
-                "parity": self._parity(phase, version),
+                "parity": self._parity(phase, version, last=last),
             }
             for guard, finding in guards.items():
                 yield self._guard_check(name, guard, percent, finding)
+            guards["split"] = judge_split(split)  # what gets another share than it was given is not promoted
             ruling = overall(guards.values(), last=last)
             if ruling in (Ruling.BROKEN, Ruling.UNDECIDED):
                 which = ", ".join(guard for guard, finding in guards.items() if finding.ruling is ruling)
@@ -248,14 +255,8 @@ class _Suite(Stages):
                 f"{ours} pods of the candidate and {theirs} of the other: {loads[-1][1]:.2g} times the requests per pod"
             )
             return evidence.after(percent, exposed, None, why)
-        fine = traffic.due_between(*time_s) & ~traffic.failed
-        blocks = blocks_of(
-            traffic.due_s,
-            traffic.latency_s,
-            fine & (traffic.version == version),
-            fine & (traffic.version == self.stable),
-        )
-        return evidence.after(percent, exposed, blocks)
+        found = compare(traffic, traffic.due_between(*time_s), version, self.stable, self.rollout.timeout_s)
+        return evidence.after(percent, exposed, found)
 
     def _split_check(self, name: str, percent: int, needed: int, phase: Phase, version: str) -> CheckResult:
         versions = phase.versions()
@@ -344,17 +345,10 @@ class _Suite(Stages):
             observed=f"{changing.failed} of {changing.n} failed",
         )
 
-    def _parity(self, phase: Phase, version: str) -> Finding:
+    def _parity(self, phase: Phase, version: str, *, last: bool) -> Finding:
         if not self.rollout.parity:
             return Finding(Ruling.OFF, "", "", "guards.parity is off")
-        traffic, answered = phase.traffic, phase.versions().get(version, 0) if version else 0
-        wrong = [what for place, what in traffic.wrong.items() if traffic.version[place] != self.stable]
-        expected = "the same outputs"
-        if wrong:
-            return Finding(Ruling.BROKEN, expected, f"{len(wrong)} wrong, the first: {wrong[0]}")
-        if not answered:
-            return Finding(Ruling.UNDECIDED, expected, "no answer", "the candidate gave no answer")
-        return Finding(Ruling.HELD, expected, f"{answered} answers, all right")
+        return judge_parity(phase, version, self.stable, last=last)
 
     def _guard_check(self, name: str, guard: str, percent: int, finding: Finding) -> CheckResult:
         rollout, check_id = self.rollout, f"{name}.{guard}.{percent}"

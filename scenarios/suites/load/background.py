@@ -49,6 +49,10 @@ class Traffic:
     start_s: float
     examples: Examples
     """The first error of each class and status."""
+    inspected: Bools
+    """Whether an answer was kept, so that a wrong one would have been noticed; where it is large, not all are."""
+    compared: Bools
+    """Whether its values were compared as well, there being something to compare them with."""
 
     def __len__(self) -> int:
         return int(self.due_s.size)
@@ -71,8 +75,14 @@ class Traffic:
 
     @property
     def lost(self) -> Bools:
-        """Requests without a right answer."""
+        """Requests without an answer, or with one that was found wrong; ``inspected`` says which were looked at."""
         return np.not_equal(self.classes, 0)
+
+    def inspected_text(self, which: Bools | None = None) -> str:
+        """What is to be said where not every answer was inspected; empty where each was."""
+        answers = ~self.failed if which is None else ~self.failed & which
+        seen, all_ = int((self.inspected & answers).sum()), int(answers.sum())
+        return "" if seen == all_ else f"; {seen} of {all_} answers were inspected, for the others there was no room"
 
     def due_between(self, start_s: float, end_s: float) -> Bools:
         return (self.due_s >= start_s) & (self.due_s < end_s)
@@ -126,6 +136,9 @@ class Background:
         rows = stage.columns["row"]
         places = {int(row): place for place, row in enumerate(rows.tolist())}
         wrong = wrong_answers(self.plan.protocol, stage, self.encoded, self.job.cycle)
+        inspected = np.isin(rows, list(stage.answers))
+        cycle = np.array(self.job.cycle)
+        valued = np.array([bool(item.expected) for item in self.encoded])[cycle[rows % cycle.size]]
         versions = [""] * rows.size
         if self.job.mark:
             for row, mark in stage.marks.items():
@@ -153,6 +166,8 @@ class Background:
             status=stage.columns["status"],
             start_s=stage.start_ns / 1e9,
             examples=stage.examples,
+            inspected=inspected,
+            compared=inspected & valued,
         )
 
 

@@ -74,10 +74,12 @@ class Polled:
 
 @dataclass(frozen=True)
 class Loaded:
-    """``during`` requests were due while something was done to the service, which took ``took_s``."""
+    """``during`` requests were due while something was done to the service, which took ``took_s``; of ``inspected`` of
+    them the answer was looked at."""
 
     traffic: Traffic
     during: int
+    inspected: int
     took_s: float
 
 
@@ -210,7 +212,8 @@ class _Suite:
                 not lost,
                 level=Level.SHOULD,
                 expected=f"{len(traffic)} right answers",
-                observed=f"{lost} of {len(traffic)} failed: {traffic.errors_text(traffic.lost)}",
+                observed=f"{lost} of {len(traffic)} failed: {traffic.errors_text(traffic.lost)}"
+                f"{traffic.inspected_text()}",
             ),
         ]
 
@@ -449,7 +452,8 @@ class _Suite:
             ended_s = time.monotonic()
             await pause(running, max(AFTER_S, self.wanted.duration_s / 4))
             traffic = await running.finish()
-        return Loaded(traffic, int(traffic.due_between(began_s, ended_s).sum()), ended_s - began_s)
+        during = traffic.due_between(began_s, ended_s)
+        return Loaded(traffic, int(during.sum()), int((during & traffic.inspected).sum()), ended_s - began_s)
 
     def _lossless(self, name: str, requirement: str, loaded: Loaded, why: str = "") -> Record:
         """``why`` is what to know where requests were lost."""
@@ -457,10 +461,15 @@ class _Suite:
         expected = f"{len(traffic)} right answers"
         observed = (
             f"{int(lost.sum())} of {len(traffic)} lost ({traffic.errors_text(lost)}), {loaded.during} of all were due"
-            f" during the change{f'; {why}' if why and lost.any() else ''}"
+            f" during the change{traffic.inspected_text()}{f'; {why}' if why and lost.any() else ''}"
         )
-        if not loaded.during and not lost.any():
-            reason = f"no request was due in the {loaded.took_s:.1f} s of the change: raise the rate"
+        if not loaded.inspected and not lost.any():
+            reason = (
+                f"no request was due in the {loaded.took_s:.1f} s of the change: raise the rate"
+                if not loaded.during
+                else "no answer of the time of the change was inspected, there being room for so many only: ask for"
+                " smaller answers"
+            )
             return self.judge.undecided(
                 f"{name}.lossless", requirement, expected=expected, observed=observed, reason=reason
             )
