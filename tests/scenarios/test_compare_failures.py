@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from scenarios.suites.compare import Comparing, Contender, blocks
 from scenarios.suites.compare.blocks import Block, Blocks
 from scenarios.suites.compare.contenders import Present, Taken
 from scenarios.suites.compare.suite import Suite
-from scenarios.suites.load import Plan
+from scenarios.suites.load import Plan, StageEnd, results
 from tests.records import load_result
 
 THERE = Endpoint("svc", "reference", "http://127.0.0.1:1", "m")
@@ -55,7 +55,7 @@ async def block_of(monkeypatch: pytest.MonkeyPatch, failed: int, wrong: Mapping[
         cycle = (0,)
 
     monkeypatch.setattr(blocks, "build_job", lambda *_: Job())
-    monkeypatch.setattr(blocks, "wrong_answers", lambda *_: dict(wrong))
+    monkeypatch.setattr(results, "wrong_answers", lambda *_: dict(wrong))
     found = Blocks(WANTED, "step", 1, print)
     found.generators = Canned(failed)
     return await found.take(1, 0, BASE, Present(THERE, None), Taken())
@@ -118,6 +118,6 @@ def test_reports_survive_them() -> None:
 
 
 def test_a_block_counts_what_its_stage_counts() -> None:
-    block = Block({}, [])
-    block.add(load_result(errors=7), {1: "other numbers"})
+    block, nothing = Block({}, []), cast(Any, None)
+    block.add(StageEnd(PLAN, load_result(errors=7), nothing, {}, nothing, {1: "other numbers"}))
     assert (block.requests, block.failed, block.wrong) == (1000, 7, ["other numbers"])
