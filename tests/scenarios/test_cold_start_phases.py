@@ -34,6 +34,7 @@ from scenarios.suites.cold_start.phases import (
     settled,
     stamped,
 )
+from scenarios.suites.cold_start.suite import answers_check, warm_check
 from scenarios.suites.cold_start.warm import Warm
 from scenarios.suites.judging import Judge
 from scenarios.suites.probes.pods import readiness_changes
@@ -237,7 +238,7 @@ def test_what_is_nearer_to_the_budget_than_it_is_measured_is_undecided() -> None
 
 def recorded(trials: list[Trial]) -> tuple[Series, dict[str, Measurement]]:
     judge = Judge("cold-start", Endpoint("m", "custom", "http://127.0.0.1:1", "m"), "cold")
-    series, *rest = figures(judge, "m", trials, Warm((0.01,) * 10, 10, ""))
+    series, *rest = figures(judge, "m", trials, Warm((0.01,) * 10, 10, "", 10))
     assert isinstance(series, Series)
     return series, {item.name.removeprefix("cold-start."): item for item in rest if isinstance(item, Measurement)}
 
@@ -266,6 +267,23 @@ def test_trials_without_an_answer_are_in_every_figure(tmp_path: Path) -> None:
     shown = [text.get_text() for text in waterfall(series).axes[0].texts]
     assert shown == ["no answer"] * 3
     write_reports(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("inspected", "outcome", "words"),
+    [
+        (8, Outcome.PASSED, "8 of 8 answers inspected, all right"),
+        (3, Outcome.PASSED, "3 of 8 answers inspected, all right"),
+        (0, Outcome.UNDECIDED, "0 of 8 answers inspected"),
+    ],
+)
+def test_answers_that_were_not_inspected_are_not_called_right(inspected: int, outcome: Outcome, words: str) -> None:
+    judge = Judge("cold-start", Endpoint("m", "custom", "http://127.0.0.1:1", "m"), "cold")
+    result = answers_check(judge, [Trial({}, sent=8, inspected=inspected)], known=True)
+    assert (result.outcome, words in result.observed) == (outcome, True)
+    result = warm_check(judge, Warm((0.01,) * 8, 8, "", inspected))
+    assert result.outcome is outcome
+    assert (f"{inspected} of them inspected" in result.observed) is (inspected < 8)
 
 
 def test_a_median_beside_trials_without_an_answer() -> None:

@@ -64,6 +64,8 @@ class Trial:
     done_s: float = 0.0
     sent: int = 0
     lost: int = 0
+    inspected: int = 0
+    """Answers that were kept, so that a wrong one would have been noticed; large ones are kept up to a limit."""
     errors: str = ""
     wrong: Mapping[int, str] = field(default_factory=dict)
     skew: str = ""

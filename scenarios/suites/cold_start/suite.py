@@ -44,6 +44,7 @@ from scenarios.suites.load.requests import Encoded, build_job
 SUITE = "cold-start"
 EVENTS_S = 5.0
 """So long after a pod is ready it is waited for what its kubelet tells of its images."""
+NO_ROOM = "no answer was inspected, there being no room for a single one: ask for smaller answers"
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class _Suite:
                 done_s=float((columns["done_ns"].max() - columns["dispatched_ns"].min()) / 1e9),
                 sent=int(lost.size),
                 lost=int(lost.sum()),
+                inspected=len(stage.answers),
                 errors=stage_errors(stage, errors),
                 wrong=wrong,
             )
@@ -178,30 +180,11 @@ class _Suite:
                 observed=f"{sent - lost} of {sent} in {n} trials" + (f"; errors: {texts}" if texts else ""),
             )
         ]
-        wrong = [what for trial in trials for what in trial.wrong.values()]
-        right = "The first answers are right."
-        if not answered and not wrong:
-            records.append(judge.unjudged("answers", right, "no cold request was answered"))
-        else:
-            fine = f"{sent - lost} inspected, all right"
-            records.append(
-                judge.check(
-                    "answers",
-                    right,
-                    not wrong,
-                    source="the model's expected outputs",
-                    expected="the same outputs as when warm",
-                    observed=f"{len(wrong)} wrong, the first: {wrong[0]}"
-                    if wrong
-                    else fine
-                    if known
-                    else f"{fine} as far as ids tell: the model does not repeat itself",
-                )
-            )
+        records.append(answers_check(judge, trials, known=known))
         records += figures(judge, self.deployed.name, trials, warm)
         if answered:
             records.append(self._clocks(answered))
-        records.append(self._warm_answered(warm))
+        records.append(warm_check(judge, warm))
         return records + self._budgets(trials)
 
     def _clocks(self, trials: list[Trial]) -> CheckResult:
@@ -213,17 +196,6 @@ class _Suite:
             source="the Date header of the API server, and the pod's timestamps",
             expected=f"within the bounds of the offset between the clocks, and {TOLERANCE_S:g} s",
             observed=conflicts[0] if conflicts else f"in all of {len(trials)} trials",
-        )
-
-    def _warm_answered(self, warm: Warm) -> CheckResult:
-        fine = len(warm.latency_s)
-        few = f"; {fine} are too few to hold a cold request against" if fine < LEAST_WARM else ""
-        return self.judge.check(
-            "warm",
-            "Requests to the service while it is awake, one after the other, are answered rightly.",
-            fine == warm.sent,
-            expected=f"{warm.sent} right answers",
-            observed=f"{fine} right answers" + (f"; errors: {warm.errors}{few}" if warm.errors else ""),
         )
 
     def _budgets(self, trials: list[Trial]) -> list[CheckResult]:
@@ -252,6 +224,41 @@ class _Suite:
                     self.judge.check(f"budget.{name}", requirement, passed, expected=expected, observed=observed)
                 )
         return checks
+
+
+def answers_check(judge: Judge, trials: Sequence[Trial], *, known: bool) -> CheckResult:
+    """``known``: there is something to compare the answers with. What was not inspected is not called right."""
+    right = "The first answers are right."
+    wrong = [what for trial in trials for what in trial.wrong.values()]
+    inspected, answered = sum(trial.inspected for trial in trials), sum(trial.sent - trial.lost for trial in trials)
+    answered += len(wrong)  # a wrong answer is lost, and was one
+    if not answered:
+        return judge.unjudged("answers", right, "no cold request was answered")
+    expected = "the same outputs as when warm"
+    observed = f"{inspected} of {answered} answers inspected, {f'{len(wrong)} wrong' if wrong else 'all right'}"
+    if wrong:
+        observed += f", the first: {wrong[0]}"
+    elif not known:
+        observed += " as far as ids tell: the model does not repeat itself"
+    if not inspected:
+        return judge.undecided("answers", right, expected=expected, observed=observed, reason=NO_ROOM)
+    return judge.check(
+        "answers", right, not wrong, source="the model's expected outputs", expected=expected, observed=observed
+    )
+
+
+def warm_check(judge: Judge, warm: Warm) -> CheckResult:
+    fine = len(warm.latency_s)
+    requirement = "Requests to the service while it is awake, one after the other, are answered rightly."
+    expected, observed = f"{warm.sent} right answers", f"{fine} right answers"
+    if warm.inspected < fine:
+        observed = f"{fine} answers, {warm.inspected} of them inspected"
+    if warm.errors:
+        few = f"; {fine} are too few to hold a cold request against" if fine < LEAST_WARM else ""
+        observed += f"; errors: {warm.errors}{few}"
+    if fine == warm.sent and not warm.inspected:
+        return judge.undecided("warm", requirement, expected=expected, observed=observed, reason=NO_ROOM)
+    return judge.check("warm", requirement, fine == warm.sent, expected=expected, observed=observed)
 
 
 def _described(values: Sequence[Span]) -> str:

@@ -23,17 +23,18 @@ LEAST_WARM = 5
 
 @dataclass(frozen=True)
 class Warm:
-    """Latencies of the right answers to ``sent`` requests."""
+    """Latencies of the right answers to ``sent`` requests, of which ``inspected`` were looked at."""
 
     latency_s: tuple[float, ...]
     sent: int
     errors: str
+    inspected: int
 
 
 def errors_of(
     protocol: Protocol, stage: StageResult, encoded: Sequence[Encoded], cycle: Sequence[int]
 ) -> tuple[npt.NDArray[np.int16], dict[int, str]]:
-    """The errors of a stage whose answers were all kept, a wrong answer being one; and what is wrong, by the number of
+    """The errors of a stage, a wrong answer being one as far as answers were kept; and what is wrong, by the number of
     the request."""
     wrong = wrong_answers(protocol, stage, encoded, cycle)
     errors: npt.NDArray[np.int16] = stage.columns["error"].copy()
@@ -62,4 +63,5 @@ async def warm_requests(endpoint: Endpoint, plan: Plan, encoded: Sequence[Encode
         said = stage_errors(stage, errors)
         raise MeasurementError(f"{plan.name}: none of {fine.size} warm requests was answered rightly: {said}")
     latency_s = (stage.columns["done_ns"][:count] - stage.columns["due_ns"][:count])[fine] / 1e9
-    return Warm(tuple(float(value) for value in latency_s), int(fine.size), stage_errors(stage, errors))
+    inspected = int(np.isin(stage.columns["row"][:count][fine], list(stage.answers)).sum())
+    return Warm(tuple(float(value) for value in latency_s), int(fine.size), stage_errors(stage, errors), inspected)
