@@ -214,7 +214,7 @@ def later_than(
         found = _late(happened, count, 0.0, chance)
         return replace(found, high=1.0) if n < LEAST_LATENCIES else found
     ordered = np.sort(latency_s)
-    tau = correlation_time(happened) if count >= FEW else 1.0
+    tau = correlation_time(happened) if count >= FEW else 0.0
     slowest, well_above = percentile(ordered, 1 - allowed), APART * percentile(ordered, 0.5)
     for level_s in (slowest, well_above):
         if level_s < NEAR * bound_s:

@@ -57,7 +57,7 @@ def test_run_passes_and_leaves_everything_needed_to_argue_about_it(tmp_path: Pat
             "rate": "50/s",
             "duration": "2s",
             "warmup": "500ms",
-            "slo": ["errors < 1%"],
+            "slo": ["errors <= 0%"],
         },
     ]
     out = tmp_path / "run"
@@ -229,7 +229,7 @@ def test_conformance_of_a_server_started_by_hand(reference: Reference, tmp_path:
 @pytest.mark.alone
 def test_load_on_a_server_started_by_hand(reference: Reference, tmp_path: Path) -> None:
     command = ["load", reference.url, "--model", "identity", "--rate", "100", "--duration", "2s"]
-    result = servecert_undisturbed(*command, "--slo", "errors < 1%", "--json", "-", out=tmp_path / "run")
+    result = servecert_undisturbed(*command, "--slo", "errors <= 0%", "--json", "-", out=tmp_path / "run")
     assert result.returncode == 0, result.stderr
     data = json.loads(result.stdout)
     assert data["requests"] == 200

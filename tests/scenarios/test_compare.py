@@ -15,6 +15,7 @@ import yaml
 
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError, ScenarioError
+from harness.protocol.tensors import TensorSpec, example_tensor
 from harness.records import (
     CheckResult,
     Comparison,
@@ -37,8 +38,9 @@ from scenarios.suites.compare.contenders import Stage, Taken
 from scenarios.suites.compare.suite import Suite
 from scenarios.suites.load import Plan
 from scenarios.suites.load.beforehand import encode
-from tests.helpers import Reference, free_port, reference_server, servecert
+from tests.helpers import Reference, free_port, reference_server, scripted_server, servecert
 from tests.records import check, load_result
+from tests.scenarios.test_verdicts import one_at_a_time, server
 
 WANTED = Comparing(rounds=6, metrics=("p50", "p90"), margin=0.10, confidence=0.95, fail_on=("slower",), seed=3)
 PLAN = Plan("compare", 0.4, rate_per_s=80, arrivals="constant", warmup_s=0.1)
@@ -118,17 +120,19 @@ async def test_protocols_of_one_server() -> None:
 
 
 async def test_the_highest_rate_and_what_requests_cost() -> None:
-    """Over one connection a server that takes 8 ms longer for each request bears less."""
+    """A server that takes one request at a time, and 8 ms longer for it, bears less. Over one connection its clients
+    would be the limit, and more of them are opened."""
     plan = replace(
         PLAN, rate_per_s=40, duration_s=0.5, warmup_s=0.0, connections=1, objectives=(parse_slo("p90 < 100ms"),)
     )
     wanted = replace(WANTED, metrics=("capacity", "cost"), tolerance=0.3)
+    payload = (example_tensor(TensorSpec("x", "FP32", (1, 2))),)
     blocks = []
-    with servers(4, 12) as found:
-        for item in contenders(found, plan):
-            contender = replace(item, price_per_hour=3.6)
-            assert contender.endpoint is not None
-            taken = Taken(await encode(contender.endpoint, plan))
+    for name, seconds in (("fast", 0.004), ("slow", 0.012)):
+        with scripted_server(server(one_at_a_time(seconds))) as port:
+            endpoint = Endpoint(name, "r", f"http://127.0.0.1:{port}", "m", payload=payload)
+            contender = Contender(name, endpoint, plan, price_per_hour=3.6)
+            taken = Taken(await encode(endpoint, plan))
             present = await Stage().enter(contender)
             blocks.append(await Blocks(wanted, "step", 1, print).take(1, 0, contender, present, taken))
     fast, slow = blocks

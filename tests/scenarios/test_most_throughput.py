@@ -16,12 +16,13 @@ from harness.records import LoadResult
 from scenarios.suites import load as suite
 from scenarios.suites.load import Plan, load
 from tests.helpers import read_request, scripted_server
+from tests.scenarios.test_verdicts import server
 
 PARALLEL, SERVICE_S = 4, 0.02
 INPUT = (example_tensor(TensorSpec("x", "FP32", (1, 2))),)
 
 
-def serving(status: str = "200 OK") -> object:
+def serving() -> object:
     slots = threading.Semaphore(PARALLEL)
 
     def serve(connection: socket.socket, data: bytes) -> None:
@@ -32,7 +33,7 @@ def serving(status: str = "200 OK") -> object:
                 time.sleep(SERVICE_S)
             outputs = [{**item, "name": "y"} for item in request.get("inputs", [])]
             answer = json.dumps({"model_name": "m", "id": request.get("id", ""), "outputs": outputs}).encode()
-            connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {len(answer)}\r\n\r\n".encode() + answer)
+            connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\n\r\n".encode() + answer)
             data = connection.recv(65536)
 
     return serve
@@ -54,7 +55,7 @@ async def test_the_fewest_clients_with_the_highest_throughput(monkeypatch: pytes
 
 async def test_errors_are_no_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "SEARCH_PIECE_S", 0.3)
-    with scripted_server(serving("503 Service Unavailable")) as port:  # type: ignore[arg-type]
+    with scripted_server(server(lambda number, asked: (503, b"no"), sound=2)) as port:
         endpoint = Endpoint("m", "r", f"http://127.0.0.1:{port}", "m", payload=INPUT)
         plan = Plan("load", 1.0, concurrency=1, most_throughput=True, warmup_s=0.2)
         with pytest.raises(MeasurementError, match="no request succeeded"):
