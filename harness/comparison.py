@@ -28,6 +28,10 @@ LEAST_BLOCKS = 6
 """Below this no interval promises what it holds."""
 BOOTSTRAP_BLOCKS = 10
 LEAST_RUNS = 2
+STEP = math.sqrt(12)
+"""A step, in standard deviations of what lies anywhere within it."""
+NO_SPREAD = 1e-9
+"""Logarithms of values that are the same differ by less."""
 CONFIDENCE = 0.95
 QUANTILES = {name: q for name, q in PERCENTILES.items() if name != "p99_9"}
 """Of a block, which is too small for more."""
@@ -126,10 +130,14 @@ def between_runs(
     margin: float = MARGIN,
     confidence: float = CONFIDENCE,
     higher_is_better: bool = False,
+    resolution: float = 0.0,
 ) -> Ratio:
     """One value a run, two runs a side at least (ValueError otherwise): Welch's interval on logarithms.
 
-    A value that failed is infinite, and no ratio holds it: then the numbers of runs that failed are compared.
+    A value that failed is infinite, and no ratio holds it: then the numbers of runs that failed are compared. A run's
+    logarithm is not known better than to ``resolution`` (a standard deviation), however alike the runs came out. Values
+    that are the same in all runs of a side tell nothing of their spread: the side takes that of the other one, and
+    where both are so there is no interval.
     """
     n = min(len(baseline), len(variant))
     if n < LEAST_RUNS:
@@ -145,12 +153,20 @@ def between_runs(
 
     logs_a, logs_b = np.log(a), np.log(b)
     mean = float(logs_b.mean() - logs_a.mean())
-    parts = [float(side.var(ddof=1)) / side.size for side in (logs_a, logs_b)]
+    sizes = (a.size, b.size)
+    seen = [max(float(side.std(ddof=1)), resolution) for side in (logs_a, logs_b)]
+    widest = max(seen)
+    if widest <= NO_SPREAD:
+        return Ratio(math.exp(mean), math.nan, math.nan, Verdict.UNDECIDED, n, 0, math.nan)
+    told = [spread > NO_SPREAD for spread in seen]
+    parts = [(spread if known else widest) ** 2 / size for spread, size, known in zip(seen, sizes, told, strict=True)]
     error = math.sqrt(sum(parts))
-    df = sum(parts) ** 2 / sum(
-        part**2 / (side.size - 1) for part, side in zip(parts, (a, b), strict=True)
-    ) if error > 1e-12 else math.inf  # fmt: skip
-    half = float(stdtrit(df, 1 - (1 - confidence) / 2)) * error if error > 1e-12 else 0.0
+    # A side whose spread is borrowed adds no degrees of freedom.
+    known_parts = [(part, size - 1) for part, size, known in zip(parts, sizes, told, strict=True) if known]
+    df = sum(part for part, _ in known_parts) ** 2 / sum(part**2 / free for part, free in known_parts)
+    half = float(stdtrit(df, 1 - (1 - confidence) / 2)) * error
+    # All runs of a side may lie at the same place of a step, so that more of them do not find a smaller difference.
+    half = max(half, (1 - 1e-9) * STEP * resolution)
     spread = error * math.sqrt(n)
     return _decide(mean, mean - half, mean + half, n, spread, margin, confidence, higher_is_better)
 

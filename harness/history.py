@@ -25,11 +25,12 @@ from harness.prediction import (
 )
 from harness.records import LoadResult
 from harness.runstore import Run
-from harness.stats import fails_more_often
+from harness.stats import SEARCH_RESOLUTION, fails_more_often
 
 LEAST = 5
 """Runs on each side of a change, and before a newest run that is to be judged."""
 _TIMES = {"cold-start.first_byte.p50": "cold start", "ready": "ready"}
+_RESOLUTIONS = {"capacity": SEARCH_RESOLUTION}
 PERMUTATIONS = 999
 CHANGE_ALPHA = 0.01
 ALPHA = 0.05
@@ -200,7 +201,7 @@ def _chance(item: Trend) -> float | None:
         return fails_more_often(1, 1, failed, failed + int(before.size)) if failed else 0.0
     if (counts := _counts(item)) is not None and not _step(item):
         return chance_of_more(*counts)
-    return chance_of_worse(before, newest, item.higher_is_better)
+    return chance_of_worse(before, newest, item.higher_is_better, _RESOLUTIONS.get(item.metric, 0.0))
 
 
 def _step(item: Trend) -> bool:
@@ -214,7 +215,7 @@ def _limit(item: Trend, margin: float, alpha: float) -> float | None:
     if _step(item):
         return usual + 1
     if counts is None:
-        limit = limit_of(before, alpha, item.higher_is_better)
+        limit = limit_of(before, alpha, item.higher_is_better, _RESOLUTIONS.get(item.metric, 0.0))
         return min(limit, usual * (1 - margin)) if item.higher_is_better else max(limit, usual * (1 + margin))
     fewest = limit_of_counts(*counts, alpha)
     if fewest is None:

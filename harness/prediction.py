@@ -26,6 +26,8 @@ WIDER = 1.16
 """So much wider is the interval than Student's: with five runs of noise with such tails it still errs as promised."""
 OUTERMOST = 0.1
 """The share of earlier runs on either side that are pulled in; none of fewer than ten."""
+FEW_SAME = 3
+"""So few values that are the same tell nothing of how the next one may differ."""
 Values = npt.NDArray[np.float64]
 
 
@@ -39,8 +41,8 @@ class Expected:
     df: int
 
 
-def expected_of(values: Values) -> Expected:
-    """Of at least two finite values."""
+def expected_of(values: Values, resolution: float = 0.0) -> Expected:
+    """Of at least two finite values, which are known no better than to ``resolution`` (a standard deviation)."""
     n = int(values.size)
     pulled = int(OUTERMOST * n + 1e-9)
     ordered = np.sort(values)
@@ -48,33 +50,36 @@ def expected_of(values: Values) -> Expected:
         ordered = np.clip(ordered, ordered[pulled], ordered[-pulled - 1])
     spread = float(ordered.std(ddof=1)) / (1 - 2 * pulled / n)
     # Equal values differ in their last digit once a mean has been taken from them.
-    spread = 0.0 if spread <= 1e-12 * abs(float(ordered[0])) else spread
+    spread = max(0.0 if spread <= 1e-12 * abs(float(ordered[0])) else spread, resolution)
     return Expected(float(ordered.mean()), WIDER * spread * math.sqrt(1 + 1 / n), min(n - 2 * pulled - 1, TAIL_DF))
 
 
-def chance_of_worse(before: Values, newest: float, higher_is_better: bool = False) -> float:
+def chance_of_worse(before: Values, newest: float, higher_is_better: bool = False, resolution: float = 0.0) -> float:
     """The chance that a run like those ``before`` is as bad as the newest, or worse.
 
     Values above zero are looked at as they are and as logarithms, and the larger chance counts: whichever of the two
-    fits their noise, it is not understated. Values that never varied let nothing else be expected.
+    fits their noise, it is not understated. ``resolution`` is that of logarithms, as of a search on a grid: values that
+    came out the same are known no better. Without one, values that never varied let nothing else be expected.
     """
-    chance = _chance(before, newest, higher_is_better)
+    if not resolution and before.size <= FEW_SAME and np.ptp(before) == 0:
+        return 1.0
+    chance = _chance(before, newest, higher_is_better, resolution * abs(float(before.mean())))
     if newest > 0 and (before > 0).all():
-        chance = max(chance, _chance(np.log(before), math.log(newest), higher_is_better))
+        chance = max(chance, _chance(np.log(before), math.log(newest), higher_is_better, resolution))
     return chance
 
 
-def _chance(before: Values, newest: float, higher_is_better: bool) -> float:
+def _chance(before: Values, newest: float, higher_is_better: bool, resolution: float = 0.0) -> float:
     from scipy.special import stdtr
 
-    expected = expected_of(before)
+    expected = expected_of(before, resolution)
     beyond = expected.centre - newest if higher_is_better else newest - expected.centre
     if expected.error == 0:
         return 0.0 if beyond > 1e-12 * abs(expected.centre) else 1.0
     return float(stdtr(expected.df, -beyond / expected.error))
 
 
-def limit_of(before: Values, alpha: float, higher_is_better: bool = False) -> float:
+def limit_of(before: Values, alpha: float, higher_is_better: bool = False, resolution: float = 0.0) -> float:
     """The best value whose ``chance_of_worse`` is at most ``alpha``: what is not this bad is not noticed."""
     from scipy.special import stdtrit
 
@@ -83,7 +88,8 @@ def limit_of(before: Values, alpha: float, higher_is_better: bool = False) -> fl
     for logs in (False, True):
         if logs and (before <= 0).any():
             continue
-        expected = expected_of(np.log(before) if logs else before)
+        scale = 1.0 if logs else abs(float(before.mean()))
+        expected = expected_of(np.log(before) if logs else before, resolution * scale)
         end = expected.centre + sign * float(stdtrit(expected.df, 1 - alpha)) * expected.error
         found.append(math.exp(min(end, 700.0)) if logs else end)
     return min(found) if higher_is_better else max(found)

@@ -28,7 +28,7 @@ from harness.failures import Failed, chance_of_failures, failures_of, total
 from harness.history import stages_of
 from harness.records import CheckResult, Comparison, LoadResult
 from harness.runstore import Run
-from harness.stats import percentile
+from harness.stats import SEARCH_RESOLUTION, percentile
 from harness.verdict import describe
 
 BLOCKS = 12
@@ -36,6 +36,7 @@ LEAST_REQUESTS = LEAST_BLOCKS * 10
 METRICS = (*QUANTILES, "cold_start", "capacity")
 UNITS = {"capacity": "/s"}
 HIGHER_IS_BETTER = ("capacity",)
+RESOLUTIONS = {"capacity": SEARCH_RESOLUTION}
 Key = tuple[str, str]
 """Service and step."""
 
@@ -227,7 +228,8 @@ def _compared(
     a, b = ([run.values[key][metric] for run in runs] for runs in (base, other))
     if len(a) > 1 and len(b) > 1:
         ratio, replicates = between_runs(
-            a, b, margin=margin, confidence=confidence, higher_is_better=metric in HIGHER_IS_BETTER
+            a, b, margin=margin, confidence=confidence, higher_is_better=metric in HIGHER_IS_BETTER,
+            resolution=RESOLUTIONS.get(metric, 0.0),
         ), "runs"  # fmt: skip
     else:
         ratio, replicates = _described(base, other, key, metric, a, b, margin, confidence), "one run"

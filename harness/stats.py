@@ -11,6 +11,10 @@ import numpy.typing as npt
 
 PERCENTILES: dict[str, float] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
 
+SEARCH_RESOLUTION = math.log1p(0.05) / math.sqrt(12)
+"""Of a capacity, on the scale of logarithms: a search ends when it knows it to within 5 %, so that equal answers say no
+more than that. This is the standard deviation of what lies anywhere within such a step."""
+
 Samples = npt.NDArray[np.float64]
 
 

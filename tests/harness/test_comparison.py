@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from harness.comparison import Verdict, between_runs, corrected, interleaved, paired_ratio, unpaired_ratio
-from harness.stats import percentile
+from harness.comparison import Ratio, Verdict, between_runs, corrected, interleaved, paired_ratio, unpaired_ratio
+from harness.stats import SEARCH_RESOLUTION, percentile
 
 BLOCKS = 12
 REQUESTS = 600
@@ -125,6 +125,32 @@ def test_runs_that_failed_are_counted_and_no_ratio_is_made_of_them() -> None:
     assert between_runs([1.0] * 5, [inf] * 5).verdict is Verdict.SLOWER
     assert between_runs([inf] * 5, [1.0] * 5).verdict is Verdict.FASTER
     assert between_runs([0.0] * 5, [9.0] * 5, higher_is_better=True).verdict is Verdict.FASTER
+
+
+def test_runs_that_came_out_the_same_are_no_certainty() -> None:
+    for other in ([1000.0, 1000.0], [1091.0, 1091.0]):
+        nothing = between_runs([1000.0, 1000.0], other)
+        assert nothing.verdict is Verdict.UNDECIDED
+        assert nothing.ratio == pytest.approx(other[0] / 1000)
+        assert math.isnan(nothing.low)
+    one_sided = between_runs([1.0, 1.0, 1.0], [1.06, 1.10, 1.14])
+    assert one_sided.verdict is Verdict.UNDECIDED, "the other side's spread is theirs too"
+    assert one_sided.low < 1
+
+
+def test_capacities_are_known_no_better_than_the_search_knows_them() -> None:
+    def compared(a: float, b: float, runs: int) -> Ratio:
+        return between_runs([a] * runs, [b] * runs, higher_is_better=True, resolution=SEARCH_RESOLUTION)
+
+    for runs in (2, 3, 10):
+        assert compared(1000, 1044, runs).verdict is Verdict.UNDECIDED, "one step of the search"
+    assert compared(1000, 950, 2).verdict is Verdict.UNDECIDED
+    assert compared(1000, 1000, 2).verdict is Verdict.UNDECIDED
+    assert compared(1000, 1000, 3).verdict is Verdict.EQUIVALENT
+    assert compared(1000, 850, 3).verdict is Verdict.SLOWER
+    wide = between_runs([900, 1000, 1100], [700, 800, 900], higher_is_better=True)
+    same = between_runs([900, 1000, 1100], [700, 800, 900], higher_is_better=True, resolution=SEARCH_RESOLUTION)
+    assert wide == same, "a floor, and nothing on top"
 
 
 def test_too_little_is_an_error() -> None:

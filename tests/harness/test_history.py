@@ -99,6 +99,22 @@ def test_what_could_have_been_found_is_said() -> None:
     assert steady.limit == pytest.approx(10.5), "nothing below the margin counts"
 
 
+def test_capacities_that_came_out_the_same_are_known_no_better_than_a_search_knows_them() -> None:
+    def night(newest: float, among: int = 1) -> Trend:
+        item = series([1000.0] * 5 + [newest], metric="capacity")
+        return one(replace(item, higher_is_better=True), among)
+
+    assert not night(957.0).regression, "one step of the search"
+    assert not night(900.0, among=12).regression
+    assert night(500.0, among=12).regression
+    limit = night(1000.0, among=12).limit
+    assert limit is not None
+    assert limit < 950, "beyond the margin"
+    assert not night(limit * 1.001, among=12).regression
+    few = np.array([10.0, 10.0, 10.0])
+    assert chance_of_worse(few, 20.0) == 1.0, "three values that are the same tell of no spread"
+
+
 def test_one_night_that_went_wrong_hides_nothing_afterwards() -> None:
     usual = list(np.random.default_rng(8).normal(10, 0.2, 20))
     usual[7] = 30.0

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.comparison import Verdict, between_runs, corrected, interleaved, paired_ratio
-from harness.stats import percentile
+from harness.stats import SEARCH_RESOLUTION, percentile
 from tests.truth.claim import Claim, Seen
 
 DIFFERENT = (Verdict.FASTER, Verdict.SLOWER)
@@ -35,6 +35,23 @@ def _same_runs(runs: int, spread: float) -> Claim:
 
     promise = f"Two sides of {runs} runs of one thing are called different in a percentile ({spread:.0%} between runs)"
     return Claim(f"compare_same_runs_{runs}_{spread:g}", promise, 0.05, False, measure, trials=4000, quick=300)
+
+
+def _same_capacities(runs: int, spread: float) -> Claim:
+    """A search ends on a grid of 5 %, which lies anywhere."""
+
+    def measure(trials: int, seed: int) -> Seen:
+        generator = np.random.default_rng(seed)
+        step, called = np.log1p(0.05), 0
+        for _ in range(trials):
+            logs = generator.normal(generator.random() * step, spread, (2, runs))
+            a, b = np.exp(np.floor(logs / step) * step)
+            verdict = between_runs(a, b, higher_is_better=True, resolution=SEARCH_RESOLUTION).verdict
+            called += verdict in DIFFERENT
+        return Seen(called, trials)
+
+    promise = f"Two sides of {runs} capacities of one thing are called different ({spread:.1%} between runs)"
+    return Claim(f"compare_same_capacities_{runs}_{spread:g}", promise, 0.05, False, measure, trials=10000, quick=1000)
 
 
 def _slower_runs(trials: int, seed: int) -> Seen:
@@ -89,6 +106,9 @@ CLAIMS = [
     _same_runs(3, 0.02),
     _same_runs(2, 0.02),
     _same_runs(5, 0.10),
+    _same_capacities(2, 0.005),
+    _same_capacities(3, 0.02),
+    _same_capacities(5, 0.03),
     Claim(
         "compare_slower_runs",
         "A slowdown of 20 % is found with 3 runs a side and 2 % between runs",
