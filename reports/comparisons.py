@@ -107,8 +107,8 @@ def how(rows: list[Comparison]) -> str:
     taken = (
         f"{first.blocks} blocks in turns, so that drift is not in them"
         if first.paired
-        else f"{first.blocks} runs a side at different times, one value a run: whatever changed between the sides is in"
-        " the ratio too"
+        else f"{first.blocks} runs a side, one value a run: whatever else changed between the two sides, such as the"
+        " machine, is in the ratio too"
     )
     return (
         f"Ratios of the variant over the baseline, {taken}; intervals of {first.confidence:.1%} each,"

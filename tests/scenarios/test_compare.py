@@ -373,7 +373,7 @@ def test_several_runs_a_side(tmp_path: Path) -> None:
     better = servecert("compare", "--fail-on", "slower", "--metric", "p50", *slow, "--", *a)
     assert better.returncode == 0, better.stderr
     assert "faster in p50" in better.stdout
-    assert "3 runs a side at different times, one value a run" in better.stdout
+    assert "3 runs a side, one value a run" in better.stdout
     noisy = servecert("compare", *same, "--", *side("d", 0.01, 0.1), "--fail-on", "slower", "--metric", "p50")
     assert noisy.returncode == 1
     assert "is undecided" in noisy.stderr
