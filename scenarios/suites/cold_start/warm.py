@@ -11,10 +11,9 @@ import numpy.typing as npt
 from harness.endpoint import Endpoint
 from harness.errors import MeasurementError
 from harness.load.job import Protocol
-from harness.load.recording import WRONG_ANSWER
 from harness.load.runner import Control, Progress, StageResult, WorkerError, run_stage
 from scenarios.suites.load import Plan
-from scenarios.suites.load.errors import stage_errors
+from scenarios.suites.load.errors import mark_wrong, stage_errors
 from scenarios.suites.load.requests import Encoded, build_job, wrong_answers
 
 LEAST_WARM = 5
@@ -37,8 +36,8 @@ def errors_of(
     """The errors of a stage, a wrong answer being one as far as answers were kept; and what is wrong, by the number of
     the request."""
     wrong = wrong_answers(protocol, stage, encoded, cycle)
-    errors: npt.NDArray[np.int16] = stage.columns["error"].copy()
-    errors[np.isin(stage.columns["row"], list(wrong)) & (errors == 0)] = WRONG_ANSWER
+    # Answers are kept of requests without an error alone, so that none is hidden by this.
+    errors: npt.NDArray[np.int16] = mark_wrong(stage.columns, wrong)["error"]
     return errors, wrong
 
 
