@@ -29,10 +29,10 @@ from benchmarks.peers import CLIENT, PACED, PEERS, wrk_at
 from harness.load.arrivals import due_times, steady
 from harness.load.job import Job, Protocol, Request
 from harness.load.runner import StageResult, run_stage
-from harness.protocol.grpc_client import infer_request
-from harness.protocol.messages import SERVICE
-from harness.protocol.tensors import Tensor
-from harness.stats import percentile, summarize
+from harness.results.stats import percentile, summarize
+from harness.target.protocol.grpc_client import infer_request
+from harness.target.protocol.messages import SERVICE
+from harness.target.protocol.tensors import Tensor
 
 SERVER = (os.cpu_count() or 1) - 1
 SMALL = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[5.1,3.5,1.4,0.2]}]}'

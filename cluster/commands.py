@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from harness.errors import ClusterError
+from harness.base.errors import ClusterError
 
 Progress = Callable[[str], None]
 LAST_LINES = 15

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.processes import boot_id, start_ticks
-from harness.errors import ClusterError, ServecertError
-from harness.runstore import write_atomic
+from harness.base.errors import ClusterError, ServecertError
+from harness.results.runstore import write_atomic
 
 LOGS_KEPT = 50
 

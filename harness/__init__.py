@@ -1,5 +1,5 @@
 """The engine of servecert: scenario, records, run store, statistics, protocol clients and the command line."""
 
-from harness.version import __version__
+from harness.base.version import __version__
 
 __all__ = ["__version__"]

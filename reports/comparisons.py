@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from harness.records import CheckResult, Comparison
-from harness.runstore import Run
-from harness.units import format_duration
+from harness.base.units import format_duration
+from harness.results.records import CheckResult, Comparison
+from harness.results.runstore import Run
 
 TITLES = {
     "cpu": "CPU a request",

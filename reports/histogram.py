@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from harness.columns import let_go
-from harness.records import LoadResult, SampleBatch
+from harness.base.columns import let_go
+from harness.results.records import LoadResult, SampleBatch
 
 HISTOGRAM_DIGITS = 3
 HIGHEST_NS = 3600 * 10**9

@@ -10,10 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from harness.records import CheckResult, Outcome, to_json
-from harness.runstore import Run
-from harness.units import format_duration
-from harness.verdict import Verdict, describe, tally
+from harness.base.units import format_duration
+from harness.results.records import CheckResult, Outcome, to_json
+from harness.results.runstore import Run
+from harness.results.verdict import Verdict, describe, tally
 from reports import comparisons, tables
 from reports.pages import pages_environment
 from reports.palette import dark_variables

@@ -10,9 +10,9 @@ import re
 from collections import defaultdict
 from xml.etree import ElementTree as xml
 
-from harness.records import CheckResult, LoadResult, Outcome
-from harness.runstore import Run
-from harness.verdict import Verdict, describe
+from harness.results.records import CheckResult, LoadResult, Outcome
+from harness.results.runstore import Run
+from harness.results.verdict import Verdict, describe
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from harness.records import LoadResult
-from harness.runstore import Run
-from harness.shown import visible
-from harness.verdict import Verdict, describe
+from harness.base.shown import visible
+from harness.results.records import LoadResult
+from harness.results.runstore import Run
+from harness.results.verdict import Verdict, describe
 from reports.comparisons import HEAD, comparison_parts, how
 from reports.comparisons import cells as compared_cells
 from reports.signoff import sign_off

@@ -16,10 +16,10 @@ matplotlib.use("svg")
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from harness.history import Trend
-from harness.records import Comparison, LoadResult, Series
-from harness.stats import accepted_counts
-from harness.units import format_duration
+from harness.base.units import format_duration
+from harness.results.history import Trend
+from harness.results.records import Comparison, LoadResult, Series
+from harness.results.stats import accepted_counts
 from reports.comparisons import title_of
 from reports.drawings import STYLE
 from reports.palette import (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.records import CheckResult, LoadResult, to_json
-from harness.runstore import Run
-from harness.verdict import Verdict
+from harness.results.records import CheckResult, LoadResult, to_json
+from harness.results.runstore import Run
+from harness.results.verdict import Verdict
 from reports.tables import LEVELS, scorecard
 
 VERSION = 1

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.records import CheckResult, Comparison, LoadResult, Measurement, ParityResult
+from harness.results.records import CheckResult, Comparison, LoadResult, Measurement, ParityResult
 
 _NOT_FINITE = ["nan", "inf", "-inf"]
 

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from harness.runstore import RECORDS, Run
-from harness.verdict import tally
+from harness.results.runstore import RECORDS, Run
+from harness.results.verdict import tally
 from reports.tables import tally_text
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from harness.history import Trend
-from harness.runstore import Run
-from harness.units import format_duration
-from harness.verdict import judge, tally
+from harness.base.units import format_duration
+from harness.results.history import Trend
+from harness.results.runstore import Run
+from harness.results.verdict import judge, tally
 from reports.pages import pages_environment
 from reports.palette import dark_variables
 from reports.tables import LEVELS, score_profiles, scorecard

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from harness.columns import let_go, pieces
-from harness.dependence import share_interval
-from harness.records import LoadResult, SampleBatch, TimelineEvent
-from harness.stats import PERCENTILES, percentile
+from harness.base.columns import let_go, pieces
+from harness.results.dependence import share_interval
+from harness.results.records import LoadResult, SampleBatch, TimelineEvent
+from harness.results.stats import PERCENTILES, percentile
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
-from harness.records import CheckResult, LoadResult, Measurement, Outcome, ParityResult, Series
-from harness.runstore import Run
-from harness.stats import PERCENTILES
-from harness.units import format_duration
-from harness.verdict import Tally, tally
+from harness.base.units import format_duration
+from harness.results.records import CheckResult, LoadResult, Measurement, Outcome, ParityResult, Series
+from harness.results.runstore import Run
+from harness.results.stats import PERCENTILES
+from harness.results.verdict import Tally, tally
 
 STATES = {
     "passed": ("✓", "passed"),

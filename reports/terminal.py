@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.status import Status
 
-from harness.records import CheckResult, Comparison, LoadResult, Outcome, ParityResult, Record
-from harness.runstore import Run
-from harness.shown import visible
-from harness.units import format_duration
-from harness.verdict import Verdict, describe
+from harness.base.shown import visible
+from harness.base.units import format_duration
+from harness.results.records import CheckResult, Comparison, LoadResult, Outcome, ParityResult, Record
+from harness.results.runstore import Run
+from harness.results.verdict import Verdict, describe
 from reports.comparisons import ratio_text, title_of, verdict_text
 from reports.tables import (
     CLUSTER_SUITES,
@@ -68,7 +68,7 @@ class Terminal:
             self._status.stop()
             self._status = None
 
-    # harness.observer.Observer
+    # harness.results.observer.Observer
 
     @property
     def live(self) -> bool:

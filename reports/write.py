@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from harness.errors import RunStoreError
-from harness.runstore import Run, read_run, write_atomic
-from harness.verdict import Verdict, judge
+from harness.base.errors import RunStoreError
+from harness.results.runstore import Run, read_run, write_atomic
+from harness.results.verdict import Verdict, judge
 from reports.histogram import histogram_log
 from reports.html import html
 from reports.junit import junit

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local.provider import LocalCluster, LocalSpec
-from harness.runtimes import BuiltModel, build_model
+from runtimes.catalog import BuiltModel, build_model
 from tests.helpers import Reference, reference_server
 
 # Child processes of tests find the project whatever their working directory is.

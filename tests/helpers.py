@@ -21,7 +21,7 @@ import grpc
 import psutil
 import pytest
 
-from harness.protocol.messages import MESSAGES, SERVICE
+from harness.target.protocol.messages import MESSAGES, SERVICE
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVECERT = [sys.executable, "-m", "harness.cli"]

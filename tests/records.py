@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.records import CheckResult, Deviation, Exchange, Level, LoadResult, Outcome
+from harness.results.records import CheckResult, Deviation, Exchange, Level, LoadResult, Outcome
 
 
 def check(

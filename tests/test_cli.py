@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from harness.runstore import read_run
+from harness.results.runstore import read_run
 from tests.helpers import (
     ROOT,
     SERVECERT,
@@ -242,7 +242,7 @@ def test_load_on_a_server_started_by_hand(reference: Reference, tmp_path: Path) 
 
 
 def test_baseline_turns_known_failures_into_known_deviations(tmp_path: Path) -> None:
-    from harness.runtimes import build_model
+    from runtimes.catalog import build_model
     from tests.helpers import reference_server
 
     baseline = tmp_path / "baseline.yaml"

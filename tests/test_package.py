@@ -8,7 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from harness.version import __version__
+from harness.base.version import __version__
 from tests.helpers import ROOT
 
 PARTS = ("harness", "scenarios", "runtimes", "cluster", "reports")

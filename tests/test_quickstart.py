@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from harness.runstore import read_run
+from harness.results.runstore import read_run
 from tests.helpers import ROOT, servecert
 
 

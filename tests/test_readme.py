@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from harness.runtimes import find_runtime
+from runtimes.catalog import find_runtime
 from scenarios.suites.conformance import PROFILES, REGISTRY, select
 from tests.helpers import ROOT
 

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from harness.live import Live
 from harness.load.runner import Progress, Together
 from harness.load.sketch import bins_of, percentile_of
-from harness.records import Outcome
+from harness.results.records import Outcome
 from reports.terminal import Terminal
+from scenarios.engine.live import Live
 from tests.helpers import ROOT, SERVECERT
 from tests.records import check
 

@@ -21,8 +21,8 @@ import yaml
 
 from cluster.commands import Command
 from cluster.install.images import PLUGIN, rewrite_text
-from harness.cluster_model import Aks, Eks, Existing, GpuNodes, Install, Kind, Made
-from harness.errors import UsageError
+from cluster.model import Aks, Eks, Existing, GpuNodes, Install, Kind, Made
+from harness.base.errors import UsageError
 
 INGRESS_NODE_PORT = 31380
 """Where kind's nodes take requests for the ingress."""

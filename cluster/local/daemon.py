@@ -32,20 +32,20 @@ import uvicorn
 import uvloop
 import yaml
 
-from cluster.local.apiserver import VERSION, ApiServer
-from cluster.local.devices import GPU
-from cluster.local.gateway import Gateway
-from cluster.local.inferenceservice import Controller
-from cluster.local.pods import NODE, Kubelet
-from cluster.local.resources import BY_KIND
-from cluster.local.routes import RouteTable
-from cluster.local.storage import Storage
-from cluster.local.store import Store
+from cluster.local.api.resources import BY_KIND
+from cluster.local.api.server import VERSION, ApiServer
+from cluster.local.api.store import Store
+from cluster.local.controllers.inferenceservice import Controller
+from cluster.local.ingress.gateway import Gateway
+from cluster.local.ingress.routes import RouteTable
+from cluster.local.kubelet.devices import GPU
+from cluster.local.kubelet.pods import NODE, Kubelet
+from cluster.local.kubelet.storage import Storage
 from cluster.processes import boot_id, start_ticks
-from harness.gpus import Gpu, gpus
-from harness.kpa_settings import CONFIG_MAP, DEFAULTS, NAMESPACE
-from harness.runstore import write_atomic
-from harness.runtimes import find_runtime, runtime_specs
+from harness.base.gpus import Gpu, gpus
+from harness.kubernetes.kpa_settings import CONFIG_MAP, DEFAULTS, NAMESPACE
+from harness.results.runstore import write_atomic
+from runtimes.catalog import find_runtime, runtime_specs
 
 HOST = "127.0.0.1"
 

@@ -17,8 +17,8 @@ from typing import IO, Any
 import psutil
 
 from cluster.processes import start_ticks
-from harness.errors import ClusterError
-from harness.tls import Tls
+from harness.base.errors import ClusterError
+from harness.base.tls import Tls
 
 UP_S = 20.0
 DOWN_S = 15.0

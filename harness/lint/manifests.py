@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from harness.errors import UsageError
+from harness.base.errors import UsageError
 
 Object = dict[str, Any]
 FRAMEWORKS = (

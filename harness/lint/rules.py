@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from harness.base.units import format_duration
 from harness.lint.manifests import FRAMEWORKS, Subject, parse_quantity
-from harness.units import format_duration
 
 Spot = tuple[str, str, str]
 """Where in the manifest, what is there, and what to write instead."""

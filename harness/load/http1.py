@@ -26,11 +26,11 @@ from typing import Any, cast
 
 import httptools
 
+from harness.base.shown import SAID_BYTES
 from harness.load.recorder import Recorder
 from harness.load.recording import CONNECT, PROTOCOL, RESET, TIMEOUT, TRUNCATED, error_of_status
 from harness.load.stream import Events
 from harness.load.template import Template
-from harness.shown import SAID_BYTES
 
 IDLE_NS = 3_000_000_000
 """An idle connection is not used again after this long: servers close theirs after 5 s and more."""

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from harness.base.shown import SAID_BYTES, visible
 from harness.load.job import STREAMED, Job
 from harness.load.recording import NOT_SENT, TIMEOUT, Columns, Example
 from harness.load.stream import StreamColumns
-from harness.shown import SAID_BYTES, visible
 
 KEPT_BYTES = 64 << 20
 """Answers kept for inspection end here; how many were kept is in the result."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.columns import Room, let_go
+from harness.base.columns import Room, let_go
 
 ERRORS = (
     "",

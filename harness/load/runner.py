@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from harness.columns import open_columns, together
+from harness.base.columns import open_columns, together
 from harness.load.job import DUE, Job
 from harness.load.recording import Example, first_examples
 from harness.load.sketch import percentile_of

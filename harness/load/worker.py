@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
-from harness.columns import PIECE_ROWS, WHOLE_PAGES_ROWS, ColumnWriter, open_columns
+from harness.base.columns import PIECE_ROWS, WHOLE_PAGES_ROWS, ColumnWriter, open_columns
 from harness.load.http1 import Pool, encode
 from harness.load.job import DUE, Job
 from harness.load.recorder import Recorder, abandon

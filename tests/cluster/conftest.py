@@ -10,7 +10,7 @@ import pytest
 from kubernetes import client, config
 
 from cluster.local.provider import LocalCluster
-from harness.runtimes import BuiltModel
+from runtimes.catalog import BuiltModel
 from tests.helpers import tool, wait_until
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]

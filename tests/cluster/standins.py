@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.local.pods import STORAGE_ANNOTATION
+from cluster.local.kubelet.pods import STORAGE_ANNOTATION
 
 _SCRIPT = """#!{python} -S
 import json, os, re, signal, sys, time

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.local.autoscaler import TraceError, replay
-from harness.kpa import Autoscaler, Buckets, Spec
+from cluster.local.controllers.autoscaler import TraceError, replay
+from harness.kubernetes.kpa import Autoscaler, Buckets, Spec
 from tests.helpers import ROOT
 
 TRACES = sorted((Path(__file__).parent / "kpa").glob("*.json"))
@@ -40,7 +40,7 @@ def test_traces_are_there() -> None:
 
 
 def run(path: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cluster.local.autoscaler", str(path)]
+    command = [sys.executable, "-m", "cluster.local.controllers.autoscaler", str(path)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
 
 

@@ -12,12 +12,12 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cluster.delivery import Delivery, fingerprint
-from cluster.kube import Kube
 from cluster.local.provider import LocalCluster
-from harness.cluster_model import Models
-from harness.errors import ClusterError, UsageError
-from harness.runtimes import BuiltModel
+from cluster.model import Models
+from cluster.workloads.delivery import Delivery, fingerprint
+from harness.base.errors import ClusterError, UsageError
+from harness.kubernetes.kube import Kube
+from runtimes.catalog import BuiltModel
 from tests.cluster.standins import StandIns, running_pod
 
 NAMESPACE = "delivery"

@@ -13,10 +13,10 @@ import pytest
 import trustme
 import yaml
 
-from cluster.kube import Kube
-from cluster.preflight import Answer, preflight
-from harness.kserve import KServe
-from harness.scenario import load_scenario
+from harness.kubernetes.kserve import KServe
+from harness.kubernetes.kube import Kube
+from scenarios.engine.preflight import Answer, preflight
+from scenarios.file.reading import load_scenario
 from tests.helpers import free_port, servecert, wait_until
 
 ASSETS = os.environ.get("KUBEBUILDER_ASSETS", "")

@@ -17,24 +17,24 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from cluster.existing import minified
-from cluster.ingress import open_ingress
-from cluster.kube import Kube
-from cluster.local.pods import PORTS_ANNOTATION
+from cluster.local.kubelet.pods import PORTS_ANNOTATION
 from cluster.local.provider import LocalCluster
-from cluster.preflight import Answer, preflight
-from harness.cluster_model import Reach
-from harness.deployed import Deployed
-from harness.deployment import with_port
-from harness.endpoint import Endpoint
-from harness.errors import ClusterError, UsageError
-from harness.kserve import KServe
-from harness.kubeevents import Happened, more_often
-from harness.records import CheckResult, Outcome
-from harness.runtimes import build_model
-from harness.scenario import load_scenario
-from harness.scenario_model import Variant
-from scenarios.suites.parity import parity
+from cluster.model import Reach
+from cluster.providers.existing import minified
+from cluster.reach.ingress import open_ingress
+from harness.base.errors import ClusterError, UsageError
+from harness.kubernetes.events import Happened, more_often
+from harness.kubernetes.kserve import KServe
+from harness.kubernetes.kube import Kube
+from harness.results.records import CheckResult, Outcome
+from harness.target.endpoint import Endpoint
+from runtimes.catalog import build_model
+from scenarios.engine.deployment import with_port
+from scenarios.engine.preflight import Answer, preflight
+from scenarios.file.reading import load_scenario
+from scenarios.model.scenario import Variant
+from scenarios.suites.parity.suite import parity
+from scenarios.suites.shared.deployed import Deployed
 from tests.cluster.conftest import Deploy
 from tests.cluster.standins import StandIns
 from tests.helpers import ROOT, SERVECERT, free_port, servecert, wait_until
@@ -584,8 +584,8 @@ def test_time_that_is_over_ends_the_run(tmp_path: Path, cluster: LocalCluster) -
 
 def test_what_pods_and_the_api_say_is_told() -> None:
     """Pure: sentences for what no cluster here can do."""
-    from harness.apierrors import explain
-    from harness.kserve import describe_state, hopeless
+    from harness.kubernetes.apierrors import explain
+    from harness.kubernetes.kserve import describe_state, hopeless
 
     condition = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes: insufficient nvidia.com/gpu"}
     pod = {"metadata": {"name": "p"}, "spec": {}, "status": {"conditions": [condition]}}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiException
 
-from harness.runtimes import find_runtime
+from runtimes.catalog import find_runtime
 from tests.cluster.conftest import Deploy, condition_of, get_isvc
 from tests.helpers import wait_until
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.forwarding import Forwarding
-from cluster.ingress import Ingress, Reachable
-from harness.errors import ClusterError
+from cluster.reach.forwarding import Forwarding
+from cluster.reach.ingress import Ingress, Reachable
+from harness.base.errors import ClusterError
 from tests.helpers import wait_until
 
 KUBECTL = """#!{python}

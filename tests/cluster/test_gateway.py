@@ -15,13 +15,13 @@ import httpx
 import numpy as np
 import pytest
 
-from cluster.local.gateway import Gateway
+from cluster.local.ingress.gateway import Gateway
+from cluster.local.ingress.routes import Backend, RouteTable, Share
 from cluster.local.provider import LocalCluster
-from cluster.local.routes import Backend, RouteTable, Share
-from harness.golden import read_golden
-from harness.protocol.grpc_client import GrpcClient, GrpcStatusError, infer_request
-from harness.protocol.tensors import Tensor, same
-from harness.runtimes import BuiltModel
+from harness.target.golden import read_golden
+from harness.target.protocol.grpc_client import GrpcClient, GrpcStatusError, infer_request
+from harness.target.protocol.tensors import Tensor, same
+from runtimes.catalog import BuiltModel
 from tests.cluster.conftest import Deploy
 from tests.helpers import scripted_server
 

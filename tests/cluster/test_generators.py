@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import generators
-from cluster.generators import ClusterGenerators, manifests
-from cluster.kube import Kube
 from cluster.local.provider import LocalCluster
-from cluster.waiting import waits_for
-from harness.endpoint import Endpoint
-from harness.errors import ClusterError, UsageError
+from cluster.workloads import generators
+from cluster.workloads.generators import ClusterGenerators, manifests
+from cluster.workloads.waiting import waits_for
+from harness.base.errors import ClusterError, UsageError
+from harness.kubernetes.kube import Kube
 from harness.load.distributed import Address
-from harness.records import CheckResult, LoadResult, Outcome, SampleBatch
-from harness.runtimes import BuiltModel
-from scenarios.suites.load import Plan, load
+from harness.results.records import CheckResult, LoadResult, Outcome, SampleBatch
+from harness.target.endpoint import Endpoint
+from runtimes.catalog import BuiltModel
+from scenarios.suites.shared.stage import Plan, load
 from tests.cluster.standins import RUNS_HERE, running_pod
 from tests.helpers import ROOT, Reference, free_port, load_workers, processes_mentioning, wait_until
 

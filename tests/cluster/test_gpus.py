@@ -12,12 +12,12 @@ import pytest
 import yaml
 from kubernetes import client, config
 
-from cluster.kube import Kube
 from cluster.local.provider import LocalCluster, LocalSpec
-from cluster.preflight import Answer, gpus_preflight
-from harness.gpus import Gpu, gpus
-from harness.runtimes import BuiltModel
-from harness.scenario import load_scenario
+from harness.base.gpus import Gpu, gpus
+from harness.kubernetes.kube import Kube
+from runtimes.catalog import BuiltModel
+from scenarios.engine.preflight import Answer, gpus_preflight
+from scenarios.file.reading import load_scenario
 from tests.cluster.conftest import condition_of, get_isvc, isvc_manifest, ready_isvc
 from tests.cluster.standins import StandIns
 from tests.helpers import servecert, wait_until

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local.provider import LocalCluster
-from harness.runtimes import BuiltModel, find_runtime
+from runtimes.catalog import BuiltModel, find_runtime
 
 SCRIPT = """
 import json, sys

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from harness.runtimes import BuiltModel
+from runtimes.catalog import BuiltModel
 from tests.cluster.conftest import Deploy, Kubectl, isvc_manifest
 from tests.helpers import tool, wait_until
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.kube import Kube
+from harness.kubernetes.kube import Kube
 from tests.helpers import servecert
 
 KUBECONFIG = os.environ.get("SERVECERT_TEST_KUBECONFIG", "")

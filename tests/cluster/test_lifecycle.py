@@ -14,14 +14,14 @@ import psutil
 import pytest
 
 from cluster.local.provider import LocalCluster
-from harness.golden import read_golden
 from harness.load.arrivals import due_times, steady
 from harness.load.job import Job, Protocol, Request
 from harness.load.runner import StageResult, run_stage
-from harness.protocol.grpc_client import infer_request
-from harness.protocol.messages import SERVICE
-from harness.protocol.rest import json_body, json_request
-from harness.runtimes import BuiltModel
+from harness.target.golden import read_golden
+from harness.target.protocol.grpc_client import infer_request
+from harness.target.protocol.messages import SERVICE
+from harness.target.protocol.rest import json_body, json_request
+from runtimes.catalog import BuiltModel
 from tests.cluster.conftest import Deploy, condition_of, get_isvc, ready_isvc
 from tests.helpers import wait_until
 

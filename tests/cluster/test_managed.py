@@ -19,13 +19,13 @@ import yaml
 
 from cluster.commands import Command, run
 from cluster.local.provider import LocalCluster
-from cluster.managed import ManagedCluster, plan_create, plan_delete
-from harness import deployment
-from harness.cluster_model import Made
-from harness.endpoint import Endpoint
-from harness.errors import ClusterError, DeployError, ScenarioError, UsageError
-from harness.protocol.messages import MESSAGES
-from harness.scenario import load_cluster
+from cluster.model import Made
+from cluster.providers.managed import ManagedCluster, plan_create, plan_delete
+from harness.base.errors import ClusterError, DeployError, ScenarioError, UsageError
+from harness.target.endpoint import Endpoint
+from harness.target.protocol.messages import MESSAGES
+from scenarios.engine import deployment
+from scenarios.file.reading import load_cluster
 from tests.cluster.standins import StandIns
 from tests.helpers import ROOT, SERVECERT, free_port, grpc_server, processes_mentioning, servecert, wait_until
 

@@ -19,8 +19,8 @@ import pytest
 from kubernetes import client, config
 
 from cluster.local.provider import LocalCluster, LocalSpec
-from harness.errors import ClusterError
-from harness.runtimes import BuiltModel
+from harness.base.errors import ClusterError
+from runtimes.catalog import BuiltModel
 from tests.cluster.conftest import isvc_manifest, ready_isvc
 from tests.helpers import ROOT, free_port, processes_mentioning, servecert, wait_until
 

@@ -12,13 +12,13 @@ import httpx
 import numpy as np
 import pytest
 
-from cluster.local.autoscaler import RevisionScaler
-from cluster.local.faults import parse
+from cluster.local.api.faults import parse
+from cluster.local.controllers.autoscaler import RevisionScaler
 from cluster.local.provider import LocalCluster
-from harness.kpa_settings import Settings, check_config, duration_s, settings_of
+from harness.kubernetes.kpa_settings import Settings, check_config, duration_s, settings_of
 from harness.load.arrivals import due_times, steady
 from harness.load.runner import StageResult, run_stage
-from harness.runtimes import BuiltModel
+from runtimes.catalog import BuiltModel
 from tests.cluster.conftest import Deploy, Kubectl, get_isvc
 from tests.cluster.test_lifecycle import _job, pods_of
 from tests.helpers import wait_until

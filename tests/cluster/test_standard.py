@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.local.hpa import Hpa, wish
-from cluster.local.podtemplate import InvalidSpec
+from cluster.local.controllers.hpa import Hpa, wish
+from cluster.local.controllers.podtemplate import InvalidSpec
+from cluster.local.controllers.standard import canary_replicas, check
 from cluster.local.provider import LocalCluster
-from cluster.local.standard import canary_replicas, check
 from harness.load.arrivals import due_times, steady
 from harness.load.runner import StageResult, run_stage
-from harness.runtimes import BuiltModel
+from runtimes.catalog import BuiltModel
 from tests.cluster.conftest import Kubectl, condition_of, get_isvc, isvc_manifest, ready_isvc
 from tests.cluster.test_lifecycle import _job, pods_of
 from tests.helpers import wait_until

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.local.patches import json_patch, merge_patch, strategic_merge
-from cluster.local.protobuf_bodies import decode
-from cluster.local.resources import BY_KIND, age, table
-from cluster.local.selectors import field_selector, label_selector
-from cluster.local.store import ApiError, Change, Store, Watch
+from cluster.local.api.patches import json_patch, merge_patch, strategic_merge
+from cluster.local.api.protobuf_bodies import decode
+from cluster.local.api.resources import BY_KIND, age, table
+from cluster.local.api.selectors import field_selector, label_selector
+from cluster.local.api.store import ApiError, Change, Store, Watch
 
 MAPS = BY_KIND["ConfigMap"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cluster.local.faults import KINDS, faults_of, parse
-from cluster.local.routes import Backend, RevisionRoute, RouteTable, Share
-from cluster.local.traffic import Rollout, Target, route_traffic
+from cluster.local.api.faults import KINDS, faults_of, parse
+from cluster.local.controllers.traffic import Rollout, Target, route_traffic
+from cluster.local.ingress.routes import Backend, RevisionRoute, RouteTable, Share
 
 
 def shares(targets: list[Target]) -> dict[str, int]:

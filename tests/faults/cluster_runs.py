@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.engine import Engine
-from harness.records import Record
-from harness.runstore import Run, RunStore, read_run
-from harness.scenario_model import Scenario
-from harness.verdict import judge
+from harness.results.records import Record
+from harness.results.runstore import Run, RunStore, read_run
+from harness.results.verdict import judge
+from scenarios.engine.engine import Engine
+from scenarios.model.scenario import Scenario
 
 WINDOW = {"autoscaling.knative.dev/window": "6s"}
 WORK = ["--work-ms", "100"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster.local.faults import ANNOTATION, KINDS
+from cluster.local.api.faults import ANNOTATION, KINDS
 from tests.faults.cluster_runs import CANDIDATE, NEXT, STEPS, Found, carry_out, scenario
 
 TOGETHER = int(os.environ.get("SERVECERT_TOGETHER", "5"))

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from harness.checks import run_check
-from harness.endpoint import Endpoint
-from harness.records import CheckResult, LoadResult, Outcome
-from harness.runtimes import BuiltModel, build_model
+from harness.results.records import CheckResult, LoadResult, Outcome
+from harness.target.endpoint import Endpoint
+from runtimes.catalog import BuiltModel, build_model
 from scenarios.suites.conformance import PROFILES, REGISTRY, repository
+from scenarios.suites.conformance.checks import run_check
 from scenarios.suites.conformance.target import open_target
-from scenarios.suites.load import Plan, load
-from scenarios.suites.parity import parity
+from scenarios.suites.parity.suite import parity
+from scenarios.suites.shared.stage import Plan, load
 from tests.faults.mutants import MUTANTS
 from tests.helpers import ROOT, Reference
 

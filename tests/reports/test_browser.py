@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from pypdf import PdfReader
 
-from harness.history import trends
-from harness.records import SampleBatch
-from harness.runstore import RunStore, read_run
+from harness.results.history import trends
+from harness.results.records import SampleBatch
+from harness.results.runstore import RunStore, read_run
 from reports.site import site
 from reports.write import write_reports
 from tests.helpers import free_port, tool, wait_until

@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from harness.load.recording import CONNECT, GRPC_STATUS, HTTP_5XX, REDIRECT, Example
-from harness.records import ErrorSeen, LoadResult, Outcome, load_from_json, to_json
-from harness.runstore import RunStore, read_run
+from harness.results.records import ErrorSeen, LoadResult, Outcome, load_from_json, to_json
+from harness.results.runstore import RunStore, read_run
 from reports.terminal import Terminal
 from reports.write import write_reports
-from scenarios.suites.load.errors import errors_seen, in_words
+from scenarios.suites.shared.stage.errors import errors_seen, in_words
 from tests.records import check, load_result
 from tests.reports.test_reports import samples
 

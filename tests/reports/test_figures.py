@@ -18,17 +18,17 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.endpoint import Endpoint
+from harness.base.units import format_duration
 from harness.load.recording import ERRORS
 from harness.load.runner import StageResult
-from harness.records import LoadResult, TimelineEvent
-from harness.runstore import RunStore, read_run
-from harness.slo import parse_slo
-from harness.units import format_duration
+from harness.results.records import LoadResult, TimelineEvent
+from harness.results.runstore import RunStore, read_run
+from harness.results.slo import parse_slo
+from harness.target.endpoint import Endpoint
 from reports.junit import junit
 from reports.write import write_reports
-from scenarios.suites.load.plan import Plan
-from scenarios.suites.load.results import StageEnd, batch_of, judge, seen_of, summarize_stage
+from scenarios.suites.shared.stage.plan import Plan
+from scenarios.suites.shared.stage.results import StageEnd, batch_of, judge, seen_of, summarize_stage
 from tests.helpers import servecert
 from tests.records import check
 

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from harness.runtimes import runtime_specs
 from reports import palette
+from runtimes.catalog import runtime_specs
 
 # Simulation of dichromats by Machado, Oliveira and Fernandes, 2009 (severity 1.0), on linear RGB.
 VISIONS = {

@@ -10,9 +10,9 @@ import jsonschema
 import numpy as np
 import pytest
 
-from harness.records import Level, Measurement, Outcome, SampleBatch, Series, to_json
-from harness.runstore import Run, RunStore, read_run
-from harness.verdict import judge
+from harness.results.records import Level, Measurement, Outcome, SampleBatch, Series, to_json
+from harness.results.runstore import Run, RunStore, read_run
+from harness.results.verdict import judge
 from reports.markdown import markdown
 from reports.signoff import sign_off
 from reports.tables import matrix, scorecard, service_rows

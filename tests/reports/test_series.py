@@ -9,7 +9,7 @@ import pytest
 from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 
-from harness.records import SampleBatch
+from harness.results.records import SampleBatch
 from reports.histogram import histogram_log
 from reports.stages import per_second
 from tests.records import load_result

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from cluster.local.provider import LocalCluster
-from harness.golden import read_golden
-from harness.kserve import KServe
-from harness.protocol.tensors import same
-from harness.runtimes import CATALOG, Runtime, build_model, find_model, find_runtime, model_specs, runtime_specs
+from harness.kubernetes.kserve import KServe
+from harness.target.golden import read_golden
+from harness.target.protocol.tensors import same
+from runtimes.catalog import CATALOG, Runtime, build_model, find_model, find_runtime, model_specs, runtime_specs
 from scenarios.suites.conformance import REGISTRY
 from tests.helpers import processes_mentioning, tool, wait_until
 

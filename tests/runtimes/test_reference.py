@@ -16,12 +16,12 @@ import httpx
 import numpy as np
 import pytest
 
-from harness.environments import build_environment
-from harness.protocol.grpc_client import GrpcClient
-from harness.protocol.rest import RestClient, binary_request
-from harness.protocol.tensors import DTYPES, TensorSpec, example_tensor, from_raw, same, to_raw
-from harness.protocol.transcript import recording
-from harness.runtimes import BuiltModel, find_runtime
+from harness.target.protocol.grpc_client import GrpcClient
+from harness.target.protocol.rest import RestClient, binary_request
+from harness.target.protocol.tensors import DTYPES, TensorSpec, example_tensor, from_raw, same, to_raw
+from harness.target.protocol.transcript import recording
+from runtimes.catalog import BuiltModel, find_runtime
+from runtimes.environments import build_environment
 from tests.helpers import Reference, reference_server, tool
 
 HERE = Path(__file__).resolve().parent
@@ -170,7 +170,7 @@ def test_sigterm_finishes_what_is_in_flight(identity: BuiltModel) -> None:
             for kind in DTYPES
             if kind not in ("FP16", "BF16")
         ]
-        from harness.protocol.rest import json_body, json_request
+        from harness.target.protocol.rest import json_body, json_request
 
         body = json_body(json_request(tensors))
         statuses: list[int] = []

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.kpa import Spec
-from harness.kpa_settings import Settings, settings_of
+from harness.kubernetes.kpa import Spec
+from harness.kubernetes.kpa_settings import Settings, settings_of
+from harness.kubernetes.podwatch import PodChange
 from harness.load.arrivals import pulse, ramp, steps
-from harness.podwatch import PodChange
 from scenarios.suites.autoscaling.analysis import (
     PER_SECOND,
     Lag,

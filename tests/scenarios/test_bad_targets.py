@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.endpoint import Endpoint
-from harness.errors import MeasurementError, UnreachableError
-from harness.protocol import patience
-from harness.protocol.rest import RestClient
-from harness.records import CheckResult, Outcome
-from harness.runtimes import BuiltModel
+from harness.base.errors import MeasurementError, UnreachableError
+from harness.results.records import CheckResult, Outcome
+from harness.target.endpoint import Endpoint
+from harness.target.protocol import patience
+from harness.target.protocol.rest import RestClient
+from runtimes.catalog import BuiltModel
 from scenarios.suites import conformance as suite
 from scenarios.suites.conformance import conformance, select
 from tests.helpers import Reference, read_request, reference_server, scripted_server, stop

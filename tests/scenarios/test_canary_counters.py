@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import MeasurementError
-from scenarios.suites.canary.counters import Reading, total
+from harness.base.errors import MeasurementError
+from scenarios.suites.shared.counters import Reading, total
 
 TEXT = """# TYPE request_predict_seconds histogram
 request_predict_seconds_bucket{le="0.1",model_name="m"} 3.0

@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import binom
 
 from harness.load.recording import HTTP_5XX
-from harness.records import Outcome
-from harness.stats import accepted_counts, binomial_p_value, draws_needed
+from harness.results.records import Outcome
+from harness.results.stats import accepted_counts, binomial_p_value, draws_needed
 from scenarios.suites.canary.errors import (
     Compared,
     Count,
@@ -53,7 +53,7 @@ from scenarios.suites.canary.latency import (
 )
 from scenarios.suites.canary.parity import judge_parity
 from scenarios.suites.canary.phases import Phase
-from scenarios.suites.load.background import Traffic
+from scenarios.suites.shared.stage.background import Traffic
 from tests.records import check
 
 Floats = npt.NDArray[np.float64]

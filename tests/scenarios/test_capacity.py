@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from harness.endpoint import Endpoint
-from harness.golden import read_payload
-from harness.records import CheckResult, LoadResult, Measurement, Outcome
-from harness.slo import parse_slo
-from scenarios.suites.capacity import Search, Trial, bracket, capacity, contradictions, knee, next_rate
-from scenarios.suites.load import Plan
+from harness.results.records import CheckResult, LoadResult, Measurement, Outcome
+from harness.results.slo import parse_slo
+from harness.target.endpoint import Endpoint
+from harness.target.golden import read_payload
+from scenarios.suites.shared.search import Search, Trial, bracket, capacity, contradictions, knee, next_rate
+from scenarios.suites.shared.stage import Plan
 from tests.helpers import read_request, scripted_server
 from tests.scenarios.test_load_answers import REQUEST, infer_answer
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from harness.endpoint import Endpoint
-from harness.errors import MeasurementError, UsageError
-from harness.podwatch import EventChange, PodChange
-from harness.records import Measurement, Outcome, Series
-from harness.runstore import RunStore, read_run
-from harness.scenario_model import ColdStartStep
-from harness.sides import measured
-from harness.steps import Target, records_of
+from harness.base.errors import MeasurementError, UsageError
+from harness.kubernetes.podwatch import EventChange, PodChange
+from harness.results.records import Measurement, Outcome, Series
+from harness.results.runstore import RunStore, read_run
+from harness.results.sides import measured
+from harness.target.endpoint import Endpoint
 from reports.plots import waterfall
 from reports.write import write_reports
+from scenarios.engine.steps import Target, records_of
+from scenarios.model.scenario import ColdStartStep
 from scenarios.suites.cold_start.budgets import judge_budget
 from scenarios.suites.cold_start.figures import columns_of, figures
 from scenarios.suites.cold_start.phases import (
@@ -36,8 +36,8 @@ from scenarios.suites.cold_start.phases import (
 )
 from scenarios.suites.cold_start.suite import answers_check, warm_check
 from scenarios.suites.cold_start.warm import Warm
-from scenarios.suites.judging import Judge
 from scenarios.suites.probes.pods import readiness_changes
+from scenarios.suites.shared.judging import Judge
 from tests.faults.cluster_runs import Silent
 
 START = 1_700_000_000.0

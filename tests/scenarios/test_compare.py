@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from harness.endpoint import Endpoint
-from harness.errors import MeasurementError, ScenarioError
-from harness.protocol.tensors import TensorSpec, example_tensor
-from harness.records import (
+from harness.base.errors import MeasurementError, ScenarioError
+from harness.results.records import (
     CheckResult,
     Comparison,
     Level,
@@ -27,17 +25,19 @@ from harness.records import (
     SampleBatch,
     Series,
 )
-from harness.runstore import RunStore, read_run
-from harness.runtimes import build_model
-from harness.scenario import load_scenario
-from harness.slo import parse_slo
+from harness.results.runstore import RunStore, read_run
+from harness.results.slo import parse_slo
+from harness.target.endpoint import Endpoint
+from harness.target.protocol.tensors import TensorSpec, example_tensor
 from reports.tables import service_rows
+from runtimes.catalog import build_model
+from scenarios.file.reading import load_scenario
 from scenarios.suites.compare import Comparing, Contender, compare
 from scenarios.suites.compare.blocks import Blocks
 from scenarios.suites.compare.contenders import Stage, Taken
 from scenarios.suites.compare.suite import Suite
-from scenarios.suites.load import Plan
-from scenarios.suites.load.beforehand import encode
+from scenarios.suites.shared.stage import Plan
+from scenarios.suites.shared.stage.beforehand import encode
 from tests.helpers import Reference, free_port, reference_server, scripted_server, servecert
 from tests.records import check, load_result
 from tests.scenarios.test_verdicts import one_at_a_time, server

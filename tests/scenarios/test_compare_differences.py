@@ -7,15 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from harness.endpoint import Endpoint
 from harness.load.job import Request
-from harness.protocol.tensors import InferResult, Tensor
-from harness.records import CheckResult, Level, Outcome, ParityResult
+from harness.results.records import CheckResult, Level, Outcome, ParityResult
+from harness.target.endpoint import Endpoint
+from harness.target.protocol.tensors import InferResult, Tensor
 from scenarios.suites.compare.contenders import Contender, Taken
 from scenarios.suites.compare.differences import conformance_beside, parity_beside
-from scenarios.suites.judging import Judge
-from scenarios.suites.load import Plan
-from scenarios.suites.load.requests import Encoded, differs
+from scenarios.suites.shared.judging import Judge
+from scenarios.suites.shared.stage import Plan
+from scenarios.suites.shared.stage.requests import Encoded, differs
 
 ENDPOINT = Endpoint("svc", "r", "http://h", "m")
 BASE, OTHER = (Contender(name, ENDPOINT, Plan("compare", 1.0, rate_per_s=1)) for name in ("base", "other"))

@@ -11,18 +11,18 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from harness.endpoint import Endpoint
-from harness.errors import MeasurementError
+from harness.base.errors import MeasurementError
 from harness.load.recording import WRONG_ANSWER
 from harness.load.runner import StageResult
-from harness.records import CheckResult, Comparison, Outcome, plain
+from harness.results.records import CheckResult, Comparison, Outcome, plain
+from harness.target.endpoint import Endpoint
 from reports import plots
 from reports.comparisons import cells
 from scenarios.suites.compare import Comparing, Contender, blocks
 from scenarios.suites.compare.blocks import Block, Blocks
 from scenarios.suites.compare.contenders import Present, Taken
 from scenarios.suites.compare.suite import Suite
-from scenarios.suites.load import Plan, StageEnd, results
+from scenarios.suites.shared.stage import Plan, StageEnd, results
 from tests.records import load_result
 
 THERE = Endpoint("svc", "reference", "http://127.0.0.1:1", "m")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness.load.distributed import Address
-from harness.runstore import read_run
-from scenarios.suites.load import Plan
+from harness.results.runstore import read_run
+from scenarios.suites.shared.stage import Plan
 from tests.helpers import (
     ROOT,
     SERVECERT,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.endpoint import Endpoint
-from harness.errors import MeasurementError
-from harness.records import CheckResult, Outcome
-from harness.runtimes import BuiltModel
+from harness.base.errors import MeasurementError
+from harness.results.records import CheckResult, Outcome
+from harness.target.endpoint import Endpoint
+from runtimes.catalog import BuiltModel
 from scenarios.suites.conformance.fuzz import fuzz
 from tests.helpers import Reference, reference_server, tool
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from harness.endpoint import Endpoint
-from harness.golden import read_payload
-from harness.records import CheckResult, LoadResult, Outcome
-from scenarios.suites.load import Plan, load
+from harness.results.records import CheckResult, LoadResult, Outcome
+from harness.target.endpoint import Endpoint
+from harness.target.golden import read_payload
+from scenarios.suites.shared.stage import Plan, load
 from tests.helpers import read_request, scripted_server
 
 REQUEST = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
@@ -78,7 +78,7 @@ async def test_server_that_does_not_speak_the_protocol_is_measured_and_fails(bod
 
 
 def test_an_answer_is_known_again_only_where_all_but_the_id_is_the_same() -> None:
-    from scenarios.suites.load.requests import request_id, without_id
+    from scenarios.suites.shared.stage.requests import request_id, without_id
 
     def named(row: int, text: str = "") -> bytes:
         return json.dumps({"id": request_id(row), "text": text}).encode()

@@ -16,12 +16,12 @@ import grpc
 import pytest
 import trustme
 
-from harness.endpoint import Endpoint
-from harness.errors import MeasurementError, NotServedError, ServecertError, UnreachableError
-from harness.protocol.tensors import TensorSpec, example_tensor
-from harness.records import CheckResult, LoadResult, Outcome
-from scenarios.suites.load import Plan, load
-from scenarios.suites.load.beforehand import brief, encode, how_inspected
+from harness.base.errors import MeasurementError, NotServedError, ServecertError, UnreachableError
+from harness.results.records import CheckResult, LoadResult, Outcome
+from harness.target.endpoint import Endpoint
+from harness.target.protocol.tensors import TensorSpec, example_tensor
+from scenarios.suites.shared.stage import Plan, load
+from scenarios.suites.shared.stage.beforehand import brief, encode, how_inspected
 from tests.helpers import Reference, free_port, grpc_server, servecert
 
 METADATA = {

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from harness.endpoint import Endpoint
-from harness.protocol.messages import MESSAGES
-from harness.records import CheckResult, LoadResult, Outcome
-from scenarios.suites.load import Plan, load
+from harness.results.records import CheckResult, LoadResult, Outcome
+from harness.target.endpoint import Endpoint
+from harness.target.protocol.messages import MESSAGES
+from scenarios.suites.shared.stage import Plan, load
 from tests.helpers import Reference, grpc_server
 
 FIRST_S, GAP_S, MESSAGES_EACH = 0.04, 0.02, 5

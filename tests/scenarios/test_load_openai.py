@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from harness.endpoint import Endpoint
-from harness.errors import NotServedError, ProtocolError
-from harness.protocol.openai import read_stream
-from harness.records import CheckResult, LoadResult, Outcome
-from harness.slo import parse_slo
-from scenarios.suites.load import Plan, load
+from harness.base.errors import NotServedError, ProtocolError
+from harness.results.records import CheckResult, LoadResult, Outcome
+from harness.results.slo import parse_slo
+from harness.target.endpoint import Endpoint
+from harness.target.protocol.openai import read_stream
+from scenarios.suites.shared.stage import Plan, load
 from tests.helpers import read_request, scripted_server
 
 FIRST_S, GAP_S, TOKENS = 0.05, 0.02, 6

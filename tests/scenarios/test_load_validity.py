@@ -7,11 +7,11 @@ import pytest
 
 from harness.load.recording import ERRORS
 from harness.load.runner import StageResult
-from harness.objectives import Seen
-from harness.records import Outcome, SampleBatch
-from harness.slo import parse_slo
-from scenarios.suites.load import Plan
-from scenarios.suites.load.results import invalid_reason, is_steady, kept_up, limited_reason, without_limit
+from harness.results.objectives import Seen
+from harness.results.records import Outcome, SampleBatch
+from harness.results.slo import parse_slo
+from scenarios.suites.shared.stage import Plan
+from scenarios.suites.shared.stage.results import invalid_reason, is_steady, kept_up, limited_reason, without_limit
 
 
 def stage(cpu: float = 0.2, stopped: bool = False) -> StageResult:

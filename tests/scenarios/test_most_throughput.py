@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from harness.endpoint import Endpoint
-from harness.errors import MeasurementError
-from harness.protocol.tensors import TensorSpec, example_tensor
-from harness.records import LoadResult
-from scenarios.suites import load as suite
-from scenarios.suites.load import Plan, load
+from harness.base.errors import MeasurementError
+from harness.results.records import LoadResult
+from harness.target.endpoint import Endpoint
+from harness.target.protocol.tensors import TensorSpec, example_tensor
+from scenarios.suites.shared import stage as suite
+from scenarios.suites.shared.stage import Plan, load
 from tests.helpers import read_request, scripted_server
 from tests.scenarios.test_verdicts import server
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.kubeevents import Happened, last_stamp, likely_offset_s, more_often, times
+from harness.kubernetes.events import Happened, last_stamp, likely_offset_s, more_often, times
+from harness.kubernetes.podwatch import PodChange
 from harness.load.recording import ERRORS
-from harness.podwatch import PodChange
-from scenarios.suites.load.background import Traffic
 from scenarios.suites.probes.pods import needed_s, of_service, restarts, told
+from scenarios.suites.shared.stage.background import Traffic
 
 LIVE = "Liveness probe failed: timeout"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from harness.records import Measurement, TimelineEvent
-from harness.runstore import RunStore, read_run
-from harness.scenario_model import LoadStep
+from harness.results.records import Measurement, TimelineEvent
+from harness.results.runstore import RunStore, read_run
 from reports.tables import PUBLISHED, beside_rows
 from reports.write import write_reports
+from scenarios.model.scenario import LoadStep
 from tests.records import check, load_result
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-from harness.runtimes import BuiltModel
+from runtimes.catalog import BuiltModel
 from scenarios.suites.conformance import select
 from tests.helpers import Reference, reference_server
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from harness.endpoint import Endpoint
-from harness.errors import UnreachableError, UsageError
-from harness.records import LoadResult
-from harness.tls import Tls
-from scenarios.suites.load import Plan, load
+from harness.base.errors import UnreachableError, UsageError
+from harness.base.tls import Tls
+from harness.results.records import LoadResult
+from harness.target.endpoint import Endpoint
+from scenarios.suites.shared.stage import Plan, load
 from tests.helpers import Reference
 
 HOST = "svc.ns.example.com"
@@ -81,7 +81,7 @@ async def test_both_protocols_verify_the_service_s_name(endpoint: Endpoint) -> N
 
 
 def _request(name: str) -> object:
-    from harness.protocol.grpc_client import MESSAGES
+    from harness.target.protocol.grpc_client import MESSAGES
 
     return MESSAGES[name]()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import MeasurementError
-from harness.kserve import Used
+from harness.base.errors import MeasurementError
+from harness.kubernetes.kserve import Used
 from scenarios.suites.compare import usage
 from scenarios.suites.compare.usage import Meter, busy_s, fresh
 

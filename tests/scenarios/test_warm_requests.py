@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.endpoint import Endpoint
-from harness.errors import MeasurementError
+from harness.base.errors import MeasurementError
 from harness.load.runner import run_stage
-from harness.runtimes import BuiltModel
+from harness.target.endpoint import Endpoint
+from runtimes.catalog import BuiltModel
 from scenarios.suites.cold_start.suite import cold_job
 from scenarios.suites.cold_start.warm import warm_requests
-from scenarios.suites.load import Plan
-from scenarios.suites.load.beforehand import encode
+from scenarios.suites.shared.stage import Plan
+from scenarios.suites.shared.stage.beforehand import encode
 from tests.helpers import reference_server
 
 PLAN = Plan("warm", duration_s=1.0, concurrency=1, timeout_s=10.0, warmup_s=0.0)

@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from harness.kpa import TICK_S, Autoscaler
-from harness.kpa_settings import Settings, settings_of
+from harness.kubernetes.kpa import TICK_S, Autoscaler
+from harness.kubernetes.kpa_settings import Settings, settings_of
 from scenarios.suites.autoscaling.analysis import Steps, Watched
 from scenarios.suites.autoscaling.model import best_fit
 from tests.truth.claim import Claim, Seen

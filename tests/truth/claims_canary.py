@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from harness.stats import draws_needed
+from harness.results.stats import draws_needed
 from scenarios.suites.canary.errors import Compared, Count, Exposed, shown_no_worse
 from scenarios.suites.canary.guards import (
     Evidence,
@@ -28,7 +28,7 @@ from scenarios.suites.canary.guards import (
 from scenarios.suites.canary.latency import compare, is_comparable, load_ratio
 from scenarios.suites.canary.phases import ALPHA
 from scenarios.suites.canary.phases import POWER as SPLIT_POWER
-from scenarios.suites.load.background import Traffic
+from scenarios.suites.shared.stage.background import Traffic
 from tests.truth.claim import Claim, Seen
 
 PERCENTS = (10, 50, 90)

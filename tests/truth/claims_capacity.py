@@ -6,11 +6,11 @@ from functools import partial
 
 import numpy as np
 
-from harness.objectives import Answer
-from harness.objectives import Seen as StageSeen
-from harness.slo import parse_slo
-from scenarios.suites.capacity import CONFIRMING, Search, Trial, bracket, confirm, next_rate
-from scenarios.suites.load import Plan
+from harness.results.objectives import Answer
+from harness.results.objectives import Seen as StageSeen
+from harness.results.slo import parse_slo
+from scenarios.suites.shared.search import CONFIRMING, Search, Trial, bracket, confirm, next_rate
+from scenarios.suites.shared.stage import Plan
 from tests.truth.claim import Claim, Seen
 
 HICCUP = 0.02

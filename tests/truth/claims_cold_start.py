@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from harness.podwatch import PodChange
-from harness.records import Outcome
+from harness.kubernetes.podwatch import PodChange
+from harness.results.records import Outcome
 from scenarios.suites.cold_start.budgets import judge_budget
 from scenarios.suites.cold_start.phases import exactly, node_ready
 from tests.truth.claim import Claim, Seen

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from harness.comparison import Verdict, between_runs, corrected, interleaved, paired_ratio
-from harness.stats import SEARCH_RESOLUTION, percentile
+from harness.results.comparison import Verdict, between_runs, corrected, interleaved, paired_ratio
+from harness.results.stats import SEARCH_RESOLUTION, percentile
 from tests.truth.claim import Claim, Seen
 
 DIFFERENT = (Verdict.FASTER, Verdict.SLOWER)

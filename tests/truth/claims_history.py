@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from harness.history import Point, Trend, change_points, judged
+from harness.results.history import Point, Trend, change_points, judged
 from tests.truth.claim import Claim, Seen
 
 SERIES = 12

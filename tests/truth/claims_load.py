@@ -7,10 +7,10 @@ from functools import partial
 
 import numpy as np
 
-from harness.dependence import percentile_intervals, share_interval
-from harness.objectives import Answer, judge
-from harness.objectives import Seen as StageSeen
-from harness.slo import parse_slo
+from harness.results.dependence import percentile_intervals, share_interval
+from harness.results.objectives import Answer, judge
+from harness.results.objectives import Seen as StageSeen
+from harness.results.slo import parse_slo
 from tests.truth.claim import Claim, Seen
 from tests.truth.queues import Samples, mm1, mm1_beyond
 

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from harness.endpoint import Endpoint
-from harness.numeric import TOLERANCES
-from harness.protocol.tensors import DTYPES, InferResult, Tensor
-from scenarios.suites.parity import outputs_beside
+from harness.target.endpoint import Endpoint
+from harness.target.numeric import TOLERANCES
+from harness.target.protocol.tensors import DTYPES, InferResult, Tensor
+from scenarios.suites.parity.suite import outputs_beside
 from tests.truth.claim import Claim, Seen
 
 _ENDPOINT = Endpoint("svc", "r", "http://127.0.0.1:1", "m")

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from harness.kpa_settings import Settings
-from harness.kserve import is_pod_ready
+from harness.kubernetes.kpa_settings import Settings
+from harness.kubernetes.kserve import is_pod_ready
+from harness.kubernetes.podwatch import PodChange
 from harness.load.arrivals import Segment
-from harness.podwatch import PodChange
 
 Floats = npt.NDArray[np.float64]
 PER_SECOND = 20

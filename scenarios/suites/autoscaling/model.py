@@ -15,8 +15,8 @@ from itertools import pairwise, product
 
 import numpy as np
 
-from harness.kpa import TICK_S, Autoscaler
-from harness.kpa_settings import Settings
+from harness.kubernetes.kpa import TICK_S, Autoscaler
+from harness.kubernetes.kpa_settings import Settings
 from scenarios.suites.autoscaling.analysis import Floats, Watched, reversals
 
 FACTORS = (1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75)

@@ -12,23 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from harness.deployed import Deployed
-from harness.errors import ClusterError, MeasurementError
-from harness.kpa_settings import CONFIG_MAP, DEFAULTS, NAMESPACE, PREFIX, Settings, settings_of
-from harness.kubeevents import likely_offset_s
+from harness.base.errors import ClusterError, MeasurementError
+from harness.base.units import format_duration
+from harness.kubernetes.events import likely_offset_s
+from harness.kubernetes.kpa_settings import CONFIG_MAP, DEFAULTS, NAMESPACE, PREFIX, Settings, settings_of
+from harness.kubernetes.podwatch import PodWatch
 from harness.load.arrivals import steady
 from harness.load.runner import Control, LocalGenerators, Progress, WorkerError, run_stage
-from harness.podwatch import PodWatch
-from harness.records import CheckResult, Level, LoadResult, Record, SampleBatch, Series
-from harness.units import format_duration
+from harness.results.records import CheckResult, Level, LoadResult, Record, SampleBatch, Series
 from scenarios.suites.autoscaling import analysis
 from scenarios.suites.autoscaling.analysis import PER_SECOND, RESOLUTION_S, Lag, Steps, Watched
 from scenarios.suites.autoscaling.model import EARLY_S, FACTORS, LATE_S, Fit, best_fit, most_reversals
-from scenarios.suites.judging import Judge
-from scenarios.suites.load import Plan, StageEnd, run_plan
-from scenarios.suites.load.beforehand import encode
-from scenarios.suites.load.errors import in_words, stage_errors
-from scenarios.suites.load.requests import Encoded, build_job, wrong_answers
+from scenarios.suites.shared.deployed import Deployed
+from scenarios.suites.shared.judging import Judge
+from scenarios.suites.shared.stage import Plan, StageEnd, run_plan
+from scenarios.suites.shared.stage.beforehand import encode
+from scenarios.suites.shared.stage.errors import in_words, stage_errors
+from scenarios.suites.shared.stage.requests import Encoded, build_job, wrong_answers
 
 SUITE = "autoscaling"
 POLL_S = 0.25

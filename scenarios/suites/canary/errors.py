@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.stats import binomial_quantile, fails_more_often
+from harness.results.stats import binomial_quantile, fails_more_often
 
 POWER = 0.95
 """How often a difference that is called the smallest to be found is found."""

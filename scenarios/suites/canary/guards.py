@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from harness.records import CheckResult, Outcome
-from harness.units import format_duration
+from harness.base.units import format_duration
+from harness.results.records import CheckResult, Outcome
 from scenarios.suites.canary import errors, latency
 from scenarios.suites.canary.errors import NOTHING, Compared, Count, Exposed
 from scenarios.suites.canary.latency import LEAST_BLOCKS, NO_LATENCIES, Latencies

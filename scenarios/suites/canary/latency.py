@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from harness.stats import PERCENTILES, percentile
+from harness.results.stats import PERCENTILES, percentile
 from scenarios.suites.canary.errors import POWER
-from scenarios.suites.load.background import Traffic
+from scenarios.suites.shared.stage.background import Traffic
 
 Values = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

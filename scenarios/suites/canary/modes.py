@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from harness.deployed import Deployed, revision_of
-from harness.errors import DeployError
-from harness.kserve import hopeless, is_pod_ready
+from harness.base.errors import DeployError
+from harness.kubernetes.kserve import hopeless, is_pod_ready
+from scenarios.suites.shared.deployed import Deployed, revision_of
 
 Object = dict[str, Any]
 STATUS_S = 30.0

@@ -8,21 +8,21 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.deployed import Deployed, revision_of
-from harness.errors import MeasurementError
-from harness.kserve import is_pod_ready
+from harness.base.errors import MeasurementError
+from harness.kubernetes.kserve import is_pod_ready
 from harness.load.job import Protocol
-from harness.scenario_model import Counter, Variant
-from harness.stats import draws_needed
-from scenarios.suites.canary.counters import read
+from harness.results.stats import draws_needed
+from scenarios.model.scenario import Counter, Variant
 from scenarios.suites.canary.errors import Count, Exposed
 from scenarios.suites.canary.guards import Limits
 from scenarios.suites.canary.latency import Bools
 from scenarios.suites.canary.modes import STATUS_S
-from scenarios.suites.load import Plan
-from scenarios.suites.load.background import Traffic, background, pause
-from scenarios.suites.load.beforehand import encode
-from scenarios.suites.load.requests import Encoded
+from scenarios.suites.shared.counters import read
+from scenarios.suites.shared.deployed import Deployed, revision_of
+from scenarios.suites.shared.stage import Plan
+from scenarios.suites.shared.stage.background import Traffic, background, pause
+from scenarios.suites.shared.stage.beforehand import encode
+from scenarios.suites.shared.stage.requests import Encoded
 
 ALPHA, POWER = 1e-4, 0.99
 """Of the test of a split: how often a right one is called wrong, and one that is off by the resolution is found."""

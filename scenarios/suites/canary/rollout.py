@@ -9,12 +9,11 @@ from datetime import datetime
 
 import numpy as np
 
-from harness.deployed import Deployed, revision_of
-from harness.errors import ClusterError, MeasurementError
-from harness.records import CheckResult, Measurement, Record, Series, TimelineEvent
-from harness.scenario_model import Variant
-from harness.stats import accepted_counts, binomial_p_value
-from harness.units import format_duration
+from harness.base.errors import ClusterError, MeasurementError
+from harness.base.units import format_duration
+from harness.results.records import CheckResult, Measurement, Record, Series, TimelineEvent
+from harness.results.stats import accepted_counts, binomial_p_value
+from scenarios.model.scenario import Variant
 from scenarios.suites.canary.errors import Count
 from scenarios.suites.canary.guards import (
     MOST_S,
@@ -33,7 +32,8 @@ from scenarios.suites.canary.latency import requests_planned as latency_requests
 from scenarios.suites.canary.modes import Mode, mode_of
 from scenarios.suites.canary.parity import judge_parity
 from scenarios.suites.canary.phases import ALPHA, LEAST_S, Object, Phase, Rollout, Stages, Watched, pods_of
-from scenarios.suites.judging import Judge
+from scenarios.suites.shared.deployed import Deployed, revision_of
+from scenarios.suites.shared.judging import Judge
 
 SUITE = "canary-rollback"
 _MOVES = {

@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.records import Outcome
-from harness.stats import binomial_sf
+from harness.results.records import Outcome
+from harness.results.stats import binomial_sf
 from scenarios.suites.cold_start.phases import Span
 
 CONFIDENCE = 0.95

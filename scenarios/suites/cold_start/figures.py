@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from harness.records import Measurement, Record, Series
-from harness.stats import percentile_interval
+from harness.results.records import Measurement, Record, Series
+from harness.results.stats import percentile_interval
 from scenarios.suites.cold_start.phases import PHASES, Trial
 from scenarios.suites.cold_start.warm import LEAST_WARM, Warm
-from scenarios.suites.judging import Judge
+from scenarios.suites.shared.judging import Judge
 
 
 def columns_of(trials: Sequence[Trial]) -> dict[str, list[float]]:

@@ -12,9 +12,9 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from harness.errors import MeasurementError
-from harness.kserve import is_pod_ready, is_pod_running
-from harness.podwatch import EventChange, PodChange
+from harness.base.errors import MeasurementError
+from harness.kubernetes.kserve import is_pod_ready, is_pod_running
+from harness.kubernetes.podwatch import EventChange, PodChange
 
 PHASES = ("created", "node", "scheduled", "storage", "image", "started", "ready", "first_byte")
 """Each ends with what it is called: the pod is there, a node that it needed is, it has its node, its model is

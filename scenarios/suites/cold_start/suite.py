@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.deployed import Deployed
-from harness.endpoint import Endpoint
-from harness.errors import MeasurementError
-from harness.kserve import is_pod_ready
+from harness.base.errors import MeasurementError
+from harness.base.units import format_duration
+from harness.kubernetes.kserve import is_pod_ready
+from harness.kubernetes.podwatch import EventWatch, PodChange, PodWatch
 from harness.load.job import Job
 from harness.load.runner import WorkerError, run_stage
-from harness.podwatch import EventWatch, PodChange, PodWatch
-from harness.records import CheckResult, Outcome, Record, TimelineEvent
-from harness.units import format_duration
+from harness.results.records import CheckResult, Outcome, Record, TimelineEvent
+from harness.target.endpoint import Endpoint
 from scenarios.suites.cold_start.budgets import CONFIDENCE, judge_budget
 from scenarios.suites.cold_start.figures import figures
 from scenarios.suites.cold_start.phases import (
@@ -35,11 +34,12 @@ from scenarios.suites.cold_start.phases import (
     settled,
 )
 from scenarios.suites.cold_start.warm import LEAST_WARM, Warm, errors_of, warm_requests
-from scenarios.suites.judging import Judge
-from scenarios.suites.load import Plan
-from scenarios.suites.load.beforehand import encode
-from scenarios.suites.load.errors import stage_errors
-from scenarios.suites.load.requests import Encoded, build_job
+from scenarios.suites.shared.deployed import Deployed
+from scenarios.suites.shared.judging import Judge
+from scenarios.suites.shared.stage import Plan
+from scenarios.suites.shared.stage.beforehand import encode
+from scenarios.suites.shared.stage.errors import stage_errors
+from scenarios.suites.shared.stage.requests import Encoded, build_job
 
 SUITE = "cold-start"
 EVENTS_S = 5.0

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from harness.endpoint import Endpoint
-from harness.errors import MeasurementError
+from harness.base.errors import MeasurementError
 from harness.load.job import Protocol
 from harness.load.runner import Control, Progress, StageResult, WorkerError, run_stage
-from scenarios.suites.load import Plan
-from scenarios.suites.load.errors import mark_wrong, stage_errors
-from scenarios.suites.load.requests import Encoded, build_job, wrong_answers
+from harness.target.endpoint import Endpoint
+from scenarios.suites.shared.stage import Plan
+from scenarios.suites.shared.stage.errors import mark_wrong, stage_errors
+from scenarios.suites.shared.stage.requests import Encoded, build_job, wrong_answers
 
 LEAST_WARM = 5
 """Fewer answers are nothing to hold a cold request against."""

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from harness.comparison import QUANTILES
-from harness.errors import MeasurementError
+from harness.base.errors import MeasurementError
 from harness.load.runner import Generators, LocalGenerators, Progress, WorkerError
-from harness.records import SampleBatch
-from harness.stats import percentile
-from scenarios.suites.canary.counters import read
-from scenarios.suites.capacity import Search, Trial, bracket, next_rate
+from harness.results.comparison import QUANTILES
+from harness.results.records import SampleBatch
+from harness.results.stats import percentile
 from scenarios.suites.compare.contenders import Comparing, Contender, Present, Taken
 from scenarios.suites.compare.usage import Meter
-from scenarios.suites.load.plan import Plan
-from scenarios.suites.load.requests import build_job
-from scenarios.suites.load.results import StageEnd, end_of_stage
-from scenarios.suites.load.trial import take
+from scenarios.suites.shared.counters import read
+from scenarios.suites.shared.search import Search, Trial, bracket, next_rate
+from scenarios.suites.shared.stage.plan import Plan
+from scenarios.suites.shared.stage.requests import build_job
+from scenarios.suites.shared.stage.results import StageEnd, end_of_stage
+from scenarios.suites.shared.stage.trial import take
 
 ATTEMPTS = 3
 """A block that this machine has disturbed is taken again so often."""

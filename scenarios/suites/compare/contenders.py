@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from harness.deployed import Deployed, Turn
-from harness.endpoint import Endpoint
-from harness.scenario_model import Counter
-from scenarios.suites.load.beforehand import first_answer
-from scenarios.suites.load.plan import Plan
-from scenarios.suites.load.requests import Encoded
+from harness.target.endpoint import Endpoint
+from scenarios.model.scenario import Counter
+from scenarios.suites.shared.deployed import Deployed, Turn
+from scenarios.suites.shared.stage.beforehand import first_answer
+from scenarios.suites.shared.stage.plan import Plan
+from scenarios.suites.shared.stage.requests import Encoded
 
 FIRST_ANSWER_S = 60.0
 UNITS = {"throughput": "/s", "capacity": "/s", "cpu": "s", "memory": "bytes", "cost": "per million"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.errors import MeasurementError, ProtocolError
-from harness.numeric import EXACT, TOLERANCES, distance
-from harness.records import CheckResult, Level, ParityResult
+from harness.base.errors import MeasurementError, ProtocolError
+from harness.results.records import CheckResult, Level, ParityResult
+from harness.target.numeric import EXACT, TOLERANCES, distance
 from scenarios.suites.compare.contenders import Contender, Taken
-from scenarios.suites.judging import Judge
-from scenarios.suites.load.requests import Encoded
-from scenarios.suites.parity import outputs_beside
+from scenarios.suites.parity.suite import outputs_beside
+from scenarios.suites.shared.judging import Judge
+from scenarios.suites.shared.stage.requests import Encoded
 
 MOST_NAMED = 12
 

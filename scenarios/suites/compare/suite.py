@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from harness.comparison import Ratio, Verdict, compared, corrected, infinite, interleaved, paired_ratio
-from harness.errors import MeasurementError
-from harness.records import CheckResult, Comparison, Level, Record, Series
-from harness.stats import fails_more_often
-from harness.units import format_duration
+from harness.base.errors import MeasurementError
+from harness.base.units import format_duration
+from harness.results.comparison import Ratio, Verdict, compared, corrected, infinite, interleaved, paired_ratio
+from harness.results.records import CheckResult, Comparison, Level, Record, Series
+from harness.results.stats import fails_more_often
 from scenarios.suites.compare.blocks import Blocks
 from scenarios.suites.compare.contenders import HIGHER_IS_BETTER, UNITS, Comparing, Contender, Present, Stage, Taken
 from scenarios.suites.compare.differences import conformance_beside, parity_beside
-from scenarios.suites.judging import Judge
-from scenarios.suites.load.beforehand import encode
+from scenarios.suites.shared.judging import Judge
+from scenarios.suites.shared.stage.beforehand import encode
 
 SUITE = "compare"
 ERROR_ALPHA = 0.001

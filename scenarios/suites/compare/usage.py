@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Mapping
 
-from harness.errors import MeasurementError
-from harness.kserve import KServe, Used
+from harness.base.errors import MeasurementError
+from harness.kubernetes.kserve import KServe, Used
 
 FRESH_WITHIN_S = 60.0
 """Kubelets look at a pod every 10 to 15 s."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from harness.checks import Check, run_check
-from harness.endpoint import Endpoint
-from harness.errors import MeasurementError, UsageError
-from harness.records import CheckResult, Outcome
+from harness.base.errors import MeasurementError, UsageError
+from harness.results.records import CheckResult, Outcome
+from harness.target.endpoint import Endpoint
 from scenarios.suites.conformance import (
     datatypes,
     generate,
@@ -23,6 +22,7 @@ from scenarios.suites.conformance import (
     rest_metadata,
     statistics,
 )
+from scenarios.suites.conformance.checks import Check, run_check
 from scenarios.suites.conformance.sources import REGISTRY
 from scenarios.suites.conformance.target import health_status, open_target
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from harness.checks import MAY, MUST, SHOULD, Check, CheckFailed, Need, Skip, expect
-from harness.errors import ProtocolError
-from harness.protocol.grpc_client import GrpcStatusError
-from harness.protocol.rest import RestAnswer, json_request, parse_infer
-from harness.protocol.tensors import CONTENTS_FIELDS, DTYPES, InferResult, Tensor, same
-from harness.records import Level
+from harness.base.errors import ProtocolError
+from harness.results.records import Level
+from harness.target.protocol.grpc_client import GrpcStatusError
+from harness.target.protocol.rest import RestAnswer, json_request, parse_infer
+from harness.target.protocol.tensors import CONTENTS_FIELDS, DTYPES, InferResult, Tensor, same
+from scenarios.suites.conformance.checks import MAY, MUST, SHOULD, Check, CheckFailed, Need, Skip, expect
 from scenarios.suites.conformance.sources import JSON, OIP_GRPC, OIP_REST, REGISTRY, check
 from scenarios.suites.conformance.target import Target, body_of, grpc_payload, payload
 

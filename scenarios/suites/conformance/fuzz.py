@@ -19,13 +19,13 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from harness.checks import MUST, Source
-from harness.endpoint import Endpoint
-from harness.errors import MeasurementError, ProtocolError, ServecertError
-from harness.protocol.rest import RestAnswer, json_request, parse_infer, print_bytes
-from harness.protocol.tensors import DTYPES, Tensor, same
-from harness.protocol.transcript import recording
-from harness.records import CheckResult, Exchange, Outcome
+from harness.base.errors import MeasurementError, ProtocolError, ServecertError
+from harness.results.records import CheckResult, Exchange, Outcome
+from harness.target.endpoint import Endpoint
+from harness.target.protocol.rest import RestAnswer, json_request, parse_infer, print_bytes
+from harness.target.protocol.tensors import DTYPES, Tensor, same
+from harness.target.protocol.transcript import recording
+from scenarios.suites.conformance.checks import MUST, Source
 from scenarios.suites.conformance.datatypes import repeats
 from scenarios.suites.conformance.sources import HTTP, OIP_REST
 from scenarios.suites.conformance.target import Target, eventually, health_status, open_target

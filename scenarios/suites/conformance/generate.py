@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.checks import MUST, SHOULD, CheckFailed, Skip, expect
-from harness.protocol.rest import RestAnswer
+from harness.target.protocol.rest import RestAnswer
+from scenarios.suites.conformance.checks import MUST, SHOULD, CheckFailed, Skip, expect
 from scenarios.suites.conformance.openai import Stream, read_events
 from scenarios.suites.conformance.rest_metadata import UNKNOWN_MODEL
 from scenarios.suites.conformance.sources import GENERATE, check

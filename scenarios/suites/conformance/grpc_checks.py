@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc as grpc_lib
 
-from harness.checks import MAY, MUST, SHOULD, CheckFailed, Skip, expect
-from harness.protocol.grpc_client import GrpcStatusError, infer_request, parse_infer, specs
-from harness.protocol.messages import MESSAGES, SERVICE
-from harness.protocol.rest import parse_infer as parse_rest
-from harness.protocol.tensors import InferResult, same
+from harness.target.protocol.grpc_client import GrpcStatusError, infer_request, parse_infer, specs
+from harness.target.protocol.messages import MESSAGES, SERVICE
+from harness.target.protocol.rest import parse_infer as parse_rest
+from harness.target.protocol.tensors import InferResult, same
+from scenarios.suites.conformance.checks import MAY, MUST, SHOULD, CheckFailed, Skip, expect
 from scenarios.suites.conformance.sources import GRPC, OIP_GRPC, check
 from scenarios.suites.conformance.target import (
     Target,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from harness.checks import MUST, SHOULD, Check, Need, Source, expect
-from harness.protocol.grpc_client import GrpcStatusError, infer_request
-from harness.protocol.tensors import CONTENTS_FIELDS
+from harness.target.protocol.grpc_client import GrpcStatusError, infer_request
+from harness.target.protocol.tensors import CONTENTS_FIELDS
+from scenarios.suites.conformance.checks import MUST, SHOULD, Check, Need, Source, expect
 from scenarios.suites.conformance.grpc_checks import NO_MODEL, model_infer, refusal
 from scenarios.suites.conformance.rest_metadata import UNKNOWN_VERSION
 from scenarios.suites.conformance.sources import OIP_GRPC, REGISTRY

@@ -9,8 +9,8 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from harness.checks import MUST, SHOULD, CheckFailed, Skip, expect
-from harness.protocol.rest import RestAnswer
+from harness.target.protocol.rest import RestAnswer
+from scenarios.suites.conformance.checks import MUST, SHOULD, CheckFailed, Skip, expect
 from scenarios.suites.conformance.sources import PROMETHEUS, check
 from scenarios.suites.conformance.target import Target, eventually, payload
 

@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from harness.checks import MUST, SHOULD, CheckFailed, Skip, expect
-from harness.errors import ProtocolError
-from harness.protocol.rest import RestAnswer
+from harness.base.errors import ProtocolError
+from harness.target.protocol.rest import RestAnswer
+from scenarios.suites.conformance.checks import MUST, SHOULD, CheckFailed, Skip, expect
 from scenarios.suites.conformance.sources import OPENAI, check
 from scenarios.suites.conformance.target import Target, body_of
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from harness.checks import Check, run_check
-from harness.endpoint import Endpoint, check_url
-from harness.errors import ServecertError
-from harness.golden import read_payload
-from harness.records import CheckResult, Outcome
-from harness.runtimes import read_baseline
-from harness.verdict import describe
+from harness.base.errors import ServecertError
+from harness.results.records import CheckResult, Outcome
+from harness.results.verdict import describe
+from harness.target.endpoint import Endpoint, check_url
+from harness.target.golden import read_payload
+from runtimes.catalog import read_baseline
+from scenarios.suites.conformance.checks import Check, run_check
 
 PATHS = ("payload", "golden", "baseline")
 

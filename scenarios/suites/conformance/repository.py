@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
-from harness.checks import MUST, SHOULD, CheckFailed, Skip, expect
-from harness.errors import ServecertError
-from harness.protocol.grpc_client import GrpcStatusError
-from harness.protocol.messages import MESSAGES
-from harness.protocol.rest import RestAnswer
+from harness.base.errors import ServecertError
+from harness.target.protocol.grpc_client import GrpcStatusError
+from harness.target.protocol.messages import MESSAGES
+from harness.target.protocol.rest import RestAnswer
+from scenarios.suites.conformance.checks import MUST, SHOULD, CheckFailed, Skip, expect
 from scenarios.suites.conformance.grpc_checks import NO_MODEL, refused
 from scenarios.suites.conformance.sources import REPOSITORY, check
 from scenarios.suites.conformance.target import (

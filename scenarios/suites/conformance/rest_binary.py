@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.checks import MUST, SHOULD, Check, CheckFailed, Need, expect
-from harness.protocol.rest import HEADER_LENGTH, OCTETS, RestAnswer, json_input, json_request, parse_infer
-from harness.protocol.tensors import DTYPES, InferResult, Tensor, from_raw, same, to_raw
+from harness.target.protocol.rest import HEADER_LENGTH, OCTETS, RestAnswer, json_input, json_request, parse_infer
+from harness.target.protocol.tensors import DTYPES, InferResult, Tensor, from_raw, same, to_raw
+from scenarios.suites.conformance.checks import MUST, SHOULD, Check, CheckFailed, Need, expect
 from scenarios.suites.conformance.datatypes import has, repeats, requests, require_identity, typical
 from scenarios.suites.conformance.sources import BINARY, REGISTRY, check
 from scenarios.suites.conformance.target import (

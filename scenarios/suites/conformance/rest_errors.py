@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from harness.checks import MUST, SHOULD, Check, Need, Skip, Source, expect
-from harness.protocol.rest import RestAnswer
+from harness.target.protocol.rest import RestAnswer
+from scenarios.suites.conformance.checks import MUST, SHOULD, Check, Need, Skip, Source, expect
 from scenarios.suites.conformance.rest_metadata import UNKNOWN_MODEL, UNKNOWN_VERSION
 from scenarios.suites.conformance.sources import HTTP, OIP_REST, REGISTRY
 from scenarios.suites.conformance.target import (

@@ -7,9 +7,9 @@ import json
 import math
 from typing import Any
 
-from harness.checks import MAY, MUST, SHOULD, CheckFailed, Skip, expect
-from harness.protocol.rest import RestAnswer, json_request, parse_infer
-from harness.protocol.tensors import Tensor, same
+from harness.target.protocol.rest import RestAnswer, json_request, parse_infer
+from harness.target.protocol.tensors import Tensor, same
+from scenarios.suites.conformance.checks import MAY, MUST, SHOULD, CheckFailed, Skip, expect
 from scenarios.suites.conformance.sources import HTTP, OIP_REST, check
 from scenarios.suites.conformance.target import (
     Target,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Awaitable, Callable
 
-from harness.checks import MUST, SHOULD, Skip, expect
-from harness.protocol.rest import RestAnswer
-from harness.protocol.tensors import DTYPES
+from harness.target.protocol.rest import RestAnswer
+from harness.target.protocol.tensors import DTYPES
+from scenarios.suites.conformance.checks import MUST, SHOULD, Skip, expect
 from scenarios.suites.conformance.sources import HTTP, OIP_REST, Operations, check
 from scenarios.suites.conformance.target import Target, body_of, gather, metadata, payload, versions
 

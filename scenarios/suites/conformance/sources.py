@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.checks import Registry, Source
+from scenarios.suites.conformance.checks import Registry, Source
 
 REGISTRY = Registry()
 check = REGISTRY.check

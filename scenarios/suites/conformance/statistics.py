@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.checks import MUST, SHOULD, CheckFailed, expect
-from harness.protocol.rest import json_request
+from harness.target.protocol.rest import json_request
+from scenarios.suites.conformance.checks import MUST, SHOULD, CheckFailed, expect
 from scenarios.suites.conformance.rest_metadata import UNKNOWN_MODEL
 from scenarios.suites.conformance.sources import STATISTICS, check
 from scenarios.suites.conformance.target import Target, advertised, body_of, free_batch, payload

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from harness.checks import CheckFailed, Skip
-from harness.endpoint import Endpoint
-from harness.errors import ServecertError
-from harness.golden import GoldenCase, read_golden
-from harness.inputs import read_metadata
-from harness.protocol.grpc_client import GrpcClient
-from harness.protocol.rest import RestAnswer, RestClient, json_request
-from harness.protocol.tensors import Tensor, TensorSpec, example_tensor
-from harness.protocol.transcript import note, recording
-from harness.records import Exchange
+from harness.base.errors import ServecertError
+from harness.results.records import Exchange
+from harness.target.endpoint import Endpoint
+from harness.target.golden import GoldenCase, read_golden
+from harness.target.inputs import read_metadata
+from harness.target.protocol.grpc_client import GrpcClient
+from harness.target.protocol.rest import RestAnswer, RestClient, json_request
+from harness.target.protocol.tensors import Tensor, TensorSpec, example_tensor
+from harness.target.protocol.transcript import note, recording
+from scenarios.suites.conformance.checks import CheckFailed, Skip
 
 
 @dataclass

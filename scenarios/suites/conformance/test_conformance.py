@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.checks import Check
+from scenarios.suites.conformance.checks import Check
 from scenarios.suites.conformance.pytest_plugin import Bench, judge
 
 

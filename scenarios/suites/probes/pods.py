@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from harness.kserve import is_pod_ready
-from harness.kubeevents import Happened
-from harness.podwatch import PodChange
+from harness.kubernetes.events import Happened
+from harness.kubernetes.kserve import is_pod_ready
+from harness.kubernetes.podwatch import PodChange
 
 Object = dict[str, Any]
 SHOWN = 3

@@ -9,21 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from harness.deployed import Deployed
-from harness.errors import ClusterError, MeasurementError, ServecertError
-from harness.inputs import cases_for
-from harness.kserve import is_pod_running
-from harness.kubeevents import more_often
+from harness.base.errors import ClusterError, MeasurementError, ServecertError
+from harness.base.units import format_duration
+from harness.kubernetes.events import more_often
+from harness.kubernetes.kserve import is_pod_running
+from harness.kubernetes.podwatch import PodWatch
 from harness.load.job import Protocol
-from harness.podwatch import PodWatch
-from harness.protocol.rest import RestClient, json_request
-from harness.records import CheckResult, Level, Record
-from harness.units import format_duration
-from scenarios.suites.judging import Judge
-from scenarios.suites.load import Plan
-from scenarios.suites.load.background import Traffic, background, pause
-from scenarios.suites.load.beforehand import encode
-from scenarios.suites.load.requests import Encoded, differs, read_answer
+from harness.results.records import CheckResult, Level, Record
+from harness.target.inputs import cases_for
+from harness.target.protocol.rest import RestClient, json_request
 from scenarios.suites.probes.pods import (
     has_address,
     http_port,
@@ -33,6 +27,12 @@ from scenarios.suites.probes.pods import (
     restarts,
     told,
 )
+from scenarios.suites.shared.deployed import Deployed
+from scenarios.suites.shared.judging import Judge
+from scenarios.suites.shared.stage import Plan
+from scenarios.suites.shared.stage.background import Traffic, background, pause
+from scenarios.suites.shared.stage.beforehand import encode
+from scenarios.suites.shared.stage.requests import Encoded, differs, read_answer
 
 SUITE = "probes"
 POLL_S = 0.005

@@ -6,7 +6,7 @@ from scipy import stats
 
 from harness.load.arrivals import Segment, due_times, ramp, sine, spike, steady, steps, trace_times
 from harness.load.job import Job, Request
-from harness.shapes import parse_shape
+from harness.load.shapes import parse_shape
 
 
 def rate_in(times: np.ndarray, start_s: float, end_s: float) -> float:

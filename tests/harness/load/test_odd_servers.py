@@ -33,7 +33,7 @@ from harness.load.recording import (
 from harness.load.recording import first_examples as first
 from harness.load.runner import StageResult, run_stage, shares
 from harness.load.template import Template
-from harness.protocol.messages import MESSAGES, SERVICE
+from harness.target.protocol.messages import MESSAGES, SERVICE
 from tests.harness.load.test_worker import OK, errors, job_for, keep_alive, stage
 from tests.helpers import free_port, grpc_server, scripted_server
 

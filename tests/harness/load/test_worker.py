@@ -24,7 +24,7 @@ import pytest
 import trustme
 import uvloop
 
-from harness.columns import WHOLE_PAGES_ROWS
+from harness.base.columns import WHOLE_PAGES_ROWS
 from harness.load.arrivals import due_times, steady
 from harness.load.job import ID_PLACEHOLDER, Job, Request
 from harness.load.recording import COLUMNS, ERRORS, TIMES

@@ -1,0 +1,1 @@
+"""The embedded cluster's Kubernetes API: store, schemas, patches, selectors, the HTTPS server."""

@@ -1,0 +1,1 @@
+"""The embedded cluster's pods: processes, probes, storage, devices."""

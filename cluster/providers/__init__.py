@@ -1,0 +1,1 @@
+"""Where clusters come from: this machine, kind, GKE, EKS, AKS, or one that is there."""

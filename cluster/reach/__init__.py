@@ -1,0 +1,1 @@
+"""How requests get from here to a service on a cluster."""

@@ -1,0 +1,453 @@
+"""``servecert run`` and the commands for one server: conformance, parity, load, capacity, worker, report, schema."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+import yaml
+from rich.console import Console
+
+from harness.base.errors import EXIT_INTERRUPTED, UsageError
+from harness.base.tls import Tls
+from harness.cli.options import Json, Junit
+from harness.cli.output import emit_json
+from harness.cli.session import Output, execute
+from harness.load.distributed import Address
+from harness.results.observer import Observer
+from harness.results.records import Deviation
+from harness.results.runstore import RunStore, read_run
+from harness.results.verdict import judge
+from harness.target.endpoint import Endpoint, check_url
+from harness.target.golden import read_json_object, read_payload
+from reports.terminal import print_verdict
+from reports.write import write_reports
+from runtimes.catalog import read_baseline
+from scenarios.engine.steps import Target, run_step
+from scenarios.file.reading import find_scenario, json_schema, load_scenario
+from scenarios.model.scenario import CapacityStep, ConformanceStep, LoadStep, ParityStep, Scenario, Step
+
+app = typer.Typer()
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="keep the run directory, with its report, here")]
+Url = Annotated[str, typer.Argument(metavar="URL", help="where the server is, such as http://127.0.0.1:8080")]
+Model = Annotated[str, typer.Option("--model", metavar="NAME", help="the model's name on the server")]
+Grpc = Annotated[
+    str, typer.Option("--grpc", metavar="HOST:PORT", help="where the server speaks gRPC; grpcs://HOST:PORT with TLS")
+]
+Ca = Annotated[
+    Path | None, typer.Option("--ca", metavar="FILE", help="certificates (PEM) to trust with https and grpcs")
+]
+Host = Annotated[str, typer.Option("--host", help="the host name to ask for, where the URL is an ingress")]
+Payload = Annotated[Path | None, typer.Option("--payload", metavar="FILE", help="a v2 inference request to send")]
+Golden = Annotated[Path | None, typer.Option("--golden", metavar="FILE", help="golden cases (.npz) to send")]
+
+
+@app.command()
+def run(
+    scenarios: Annotated[
+        list[str], typer.Argument(metavar="SCENARIO…", help="scenario files, or names in the catalog")
+    ],
+    provider: Annotated[str, typer.Option(help="where to run: local, existing, …; overrides the scenario")] = "",
+    out: Out = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a field, such as steps.0.rate=50/s")
+    ] = None,
+    json: Json = "",
+    junit: Junit = None,
+    quiet: Quiet = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print what would be done")] = False,
+) -> None:
+    """Runs scenarios, from start to report."""
+    changes = list(settings or [])
+    if provider:
+        changes.append(f"cluster.provider={provider}")
+    loaded = [load_scenario(find_scenario(name), changes) for name in scenarios]
+    if len(loaded) > 1 and (json or junit):
+        raise UsageError("--json and --junit take one scenario; each run directory has results.json and junit.xml")
+    if dry_run:
+        for scenario in loaded:
+            _print_scenario(scenario)
+        return
+    worst = 0
+    for scenario in loaded:
+        from scenarios.engine.engine import default_directory
+
+        directory = default_directory(scenario.name) if out is None else out
+        if out is not None and len(loaded) > 1:
+            directory = out / scenario.name
+        worst = max(worst, _run_one(scenario, Output(directory, json, junit, quiet)))
+        if worst == EXIT_INTERRUPTED:
+            break
+    raise typer.Exit(worst)
+
+
+def _print_scenario(scenario: Scenario) -> None:
+    """Cluster, manifests and steps, as they would be."""
+    from harness.cli.cluster import print_plan
+    from scenarios.engine.deployment import planned_manifests
+
+    print(f"# {scenario.name}")
+    print_plan(scenario.cluster)
+    print(f"\n# to deploy in namespace {scenario.namespace}:")
+    for manifest in planned_manifests(scenario):
+        print(f"---\n{yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True).rstrip()}")
+    print("\n# to carry out:")
+    for index, step in enumerate(scenario.steps):
+        print(f"# {index + 1}. {step.suite} on {step.service}")
+
+
+def _run_one(scenario: Scenario, output: Output) -> int:
+    async def work(store: RunStore, observer: Observer) -> None:
+        from scenarios.engine.engine import Engine
+
+        await Engine(scenario, store, observer).run()
+
+    return execute(scenario.name, scenario.seed, work, output)
+
+
+def _endpoint(
+    url: str,
+    model: str,
+    grpc: str,
+    host: str,
+    payload: Path | None,
+    golden: Path | None,
+    ca: Path | None,
+    deviations: dict[str, Deviation] | None = None,
+) -> Endpoint:
+    address = grpc.removeprefix("grpcs://")
+    if address:
+        name, _, port = address.rpartition(":")
+        if not name or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UsageError(f"--grpc {address!r}: expected HOST:PORT, such as 127.0.0.1:8081, or grpcs://HOST:PORT")
+    if not model:
+        raise UsageError("--model: expected the model's name on the server")
+    if payload is not None and golden is not None:
+        raise UsageError("give either --payload or --golden")
+    checked = check_url(url)
+    return Endpoint(
+        service=model,
+        runtime=checked,
+        url=checked,
+        model=model,
+        host=host,
+        grpc_address=address,
+        tls=Tls(ca) if ca else None,
+        grpc_tls=grpc.startswith("grpcs://"),
+        golden=golden,
+        payload=tuple(read_payload(payload)) if payload else (),
+        deviations=deviations or {},
+    )
+
+
+def _run_step(step: Step, endpoint: Endpoint, seed: int, output: Output) -> NoReturn:
+    name = f"{step.suite}"
+
+    async def work(store: RunStore, observer: Observer) -> None:
+        store.info["kind"] = step.suite
+        store.info["services"][endpoint.service] = {"runtime": endpoint.runtime, "model": endpoint.model}
+        store.info["steps"] = [{"name": name, "suite": step.suite, "service": endpoint.service, "state": "running"}]
+        store.save_info()
+        observer.phase(f"{step.suite} on {endpoint.url}")
+        await run_step(step, name, Target(endpoint), seed, store, observer)
+        store.info["steps"][0]["state"] = "done"
+
+    raise typer.Exit(execute(f"{step.suite} of {endpoint.model}", seed, work, output))
+
+
+def _validated(kind: type[Any], values: dict[str, Any]) -> Any:
+    """A step from command-line values. Raises UsageError."""
+    from pydantic import ValidationError
+
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            field = next((str(part) for part in item["loc"]), "")
+            option = f"--{field.replace('profiles', 'profile')} {item['input']!r}: " if field else ""
+            problems.append(option + item["msg"].removeprefix("Value error, "))
+        raise UsageError("; ".join(problems)) from error
+
+
+@app.command()
+def conformance(
+    url: Url,
+    model: Model,
+    grpc: Grpc = "",
+    host: Host = "",
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="rest, binary, grpc, repository, statistics, openai, generate, metrics; by default rest (and grpc)"
+        ),
+    ] = None,
+    metrics: Annotated[
+        str, typer.Option(metavar="PATH", help="where the metrics page is: a path or a URL")
+    ] = "/metrics",
+    fuzz: Annotated[
+        str | None, typer.Option(metavar="T", help="afterwards, requests that nobody wrote down, for so long")
+    ] = None,
+    payload: Payload = None,
+    golden: Golden = None,
+    ca: Ca = None,
+    baseline: Annotated[Path | None, typer.Option(metavar="FILE", help="known deviations (YAML), with reasons")] = None,
+    out: Out = None,
+    json: Json = "",
+    junit: Junit = None,
+    seed: Annotated[int, typer.Option(help="of the fuzz")] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Checks a running server against the protocol."""
+    endpoint = _endpoint(url, model, grpc, host, payload, golden, ca, read_baseline(baseline) if baseline else None)
+    profiles = profile or ["rest", *(["grpc"] if grpc else [])]
+    if "grpc" in profiles and not grpc:
+        raise UsageError("--profile grpc needs --grpc HOST:PORT")
+    values = {"suite": "conformance", "service": "target", "profiles": profiles, "metrics": metrics, "fuzz": fuzz}
+    step = _validated(ConformanceStep, values)
+    _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
+
+
+@app.command()
+def parity(
+    url: Url,
+    model: Model,
+    golden: Annotated[Path, typer.Option(metavar="FILE", help="golden cases (.npz)")],
+    grpc: Grpc = "",
+    host: Host = "",
+    ca: Ca = None,
+    out: Out = None,
+    json: Json = "",
+    junit: Junit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compares a running server with golden outputs."""
+    endpoint = _endpoint(url, model, grpc, host, None, golden, ca)
+    _run_step(
+        _validated(ParityStep, {"suite": "parity", "service": "target"}), endpoint, 1, Output(out, json, junit, quiet)
+    )
+
+
+Duration = Annotated[str | None, typer.Option(metavar="T", help="of the measured part, such as 30s")]
+Arrivals = Annotated[str, typer.Option(help="constant, poisson or gamma")]
+Burstiness = Annotated[float, typer.Option(metavar="CV", help="of gamma arrivals: 1 is Poisson, above it bursts")]
+LoadProtocol = Annotated[
+    str, typer.Option("--protocol", help="rest, binary, grpc, grpc-stream or openai (streamed chat)")
+]
+Warmup = Annotated[str, typer.Option(metavar="T", help="sent before, and not in the result; or: steady")]
+Timeout = Annotated[str, typer.Option(metavar="T", help="from the moment a request is due")]
+Connections = Annotated[int, typer.Option(metavar="N", help="at most so many at once")]
+Processes = Annotated[int, typer.Option(metavar="N", help="generators; one a core")]
+Workers = Annotated[
+    str | None, typer.Option(metavar="URL", help="generators elsewhere: locust://HOST:PORT?expect=N to wait for them")
+]
+SloOption = Annotated[list[str] | None, typer.Option(metavar="EXPR", help="such as 'p99 < 50ms'; may be repeated")]
+Seed = Annotated[int, typer.Option(help="of the arrivals")]
+Payloads = Annotated[
+    list[str] | None,
+    typer.Option("--payload", metavar="FILE[:WEIGHT]", help="a v2 inference request to send; several are mixed"),
+]
+
+
+def _load_endpoint(
+    url: str,
+    model: str,
+    grpc: str,
+    host: str,
+    payloads: list[str] | None,
+    golden: Path | None,
+    ca: Path | None,
+    protocol: str,
+) -> Endpoint:
+    endpoint = _endpoint(url, model, grpc, host, None, golden, ca)
+    if protocol == "openai":
+        return replace(endpoint, chat=tuple(read_json_object(Path(text)) for text in payloads or []))
+    if payloads and golden is not None:
+        raise UsageError("give either --payload or --golden")
+    mix = []
+    for text in payloads or []:
+        name, separator, weight = text.rpartition(":")
+        try:
+            share = float(weight) if separator and not Path(text).exists() else 1.0
+        except ValueError:
+            name, separator, share = text, "", 1.0
+        if not share > 0:
+            raise UsageError(f"--payload {text!r}: expected a weight above 0")
+        path = Path(name if separator and not Path(text).exists() else text)
+        mix.append((tuple(read_payload(path)), share))
+    return replace(endpoint, mix=tuple(mix))
+
+
+@app.command()
+def load(
+    url: Url,
+    model: Model,
+    duration: Duration = None,
+    rate: Annotated[
+        str | None, typer.Option(metavar="R", help="requests a second, whatever the server does; or: 150% of 200/s")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(metavar="SHAPE", help="a rate over time, such as 'ramp 10/s to 200/s'; see docs")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV with a time in seconds first on each line, to replay")
+    ] = None,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="clients that each wait for their answer; or: max, for the highest throughput"),
+    ] = None,
+    think: Annotated[str, typer.Option(metavar="T", help="between an answer and the client's next request")] = "0s",
+    arrivals: Arrivals = "poisson",
+    burstiness: Burstiness = 1.0,
+    protocol: LoadProtocol = "rest",
+    warmup: Warmup = "1s",
+    timeout: Timeout = "10s",
+    connections: Connections = 256,
+    processes: Processes = 1,
+    workers: Workers = None,
+    slo: SloOption = None,
+    seed: Seed = 1,
+    grpc: Grpc = "",
+    host: Host = "",
+    payload: Payloads = None,
+    golden: Golden = None,
+    ca: Ca = None,
+    out: Out = None,
+    json: Json = "",
+    junit: Junit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Sends load to a running server.
+
+    Latency counts from the moment a request was due, so that a server that stands still cannot hide it.
+    """
+    values: dict[str, Any] = {
+        "suite": "load",
+        "service": "target",
+        "arrivals": arrivals,
+        "burstiness": burstiness,
+        "protocol": protocol,
+        "warmup": warmup,
+        "timeout": timeout,
+        "connections": connections,
+        "processes": processes,
+        "workers": workers,
+        "slo": slo or [],
+        "think": think,
+    }
+    optional = {"duration": duration, "rate": rate, "shape": shape, "trace": trace, "concurrency": concurrency}
+    values |= {key: value for key, value in optional.items() if value is not None}
+    step = _validated(LoadStep, values)
+    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, ca, protocol)
+    _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
+
+
+@app.command()
+def capacity(
+    url: Url,
+    model: Model,
+    slo: SloOption = None,
+    duration: Duration = "5s",
+    start: Annotated[str, typer.Option(metavar="R", help="the first rate tried")] = "10/s",
+    most: Annotated[str, typer.Option(metavar="R", help="no higher rate is tried")] = "100000/s",
+    tolerance: Annotated[float, typer.Option(help="how close the search comes, as a share of the rate")] = 0.05,
+    repeats: Annotated[int, typer.Option(metavar="N", help="trials that must all meet the objectives at a rate")] = 3,
+    arrivals: Arrivals = "poisson",
+    burstiness: Burstiness = 1.0,
+    protocol: LoadProtocol = "rest",
+    warmup: Annotated[str, typer.Option(metavar="T", help="of each trial")] = "1s",
+    timeout: Timeout = "10s",
+    connections: Connections = 256,
+    processes: Processes = 1,
+    workers: Workers = None,
+    seed: Seed = 1,
+    grpc: Grpc = "",
+    host: Host = "",
+    payload: Payloads = None,
+    golden: Golden = None,
+    ca: Ca = None,
+    out: Out = None,
+    json: Json = "",
+    junit: Junit = None,
+    quiet: Quiet = False,
+) -> None:
+    """Searches the highest rate that meets the objectives."""
+    values: dict[str, Any] = {
+        "suite": "capacity",
+        "service": "target",
+        "duration": duration,
+        "start": start,
+        "most": most,
+        "tolerance": tolerance,
+        "repeats": repeats,
+        "arrivals": arrivals,
+        "burstiness": burstiness,
+        "protocol": protocol,
+        "warmup": warmup,
+        "timeout": timeout,
+        "connections": connections,
+        "processes": processes,
+        "workers": workers,
+        "slo": slo or [],
+    }
+    step = _validated(CapacityStep, values)
+    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, ca, protocol)
+    _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
+
+
+@app.command()
+def worker(
+    master: Annotated[str, typer.Argument(metavar="URL", help="locust://HOST:PORT, where the load is commanded")],
+    once: Annotated[bool, typer.Option(help="end with the first master; otherwise wait for the next one")] = False,
+) -> None:
+    """Sends load for a servecert on another machine, as a Locust worker."""
+    from harness.load.distributed.serve import serve
+
+    try:
+        address = Address.parse(master)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    raise typer.Exit(serve(address, once))
+
+
+class Schema(StrEnum):
+    SCENARIO = "scenario"
+    RESULTS = "results"
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")],
+    json: Json = "",
+    quiet: Quiet = False,
+) -> None:
+    """Writes the reports of a run directory anew."""
+    verdict = write_reports(directory)
+    run_read = read_run(directory)
+    if json:
+        from reports.results import results
+
+        emit_json(json, results(run_read, judge(run_read)))
+    if not quiet:
+        console = Console(stderr=True, soft_wrap=True)
+        print_verdict(console, run_read, verdict)
+        console.print(f"report: {directory / 'report.html'}", highlight=False)
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def schema(
+    of: Annotated[Schema, typer.Argument(metavar="[scenario|results]", help="which one")] = Schema.SCENARIO,
+) -> None:
+    """Prints a JSON schema: of scenario files, or of results.json."""
+    if of is Schema.RESULTS:
+        from reports.results_schema import results_schema
+
+        emit_json("-", results_schema())
+    else:
+        emit_json("-", json_schema())

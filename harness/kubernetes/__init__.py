@@ -1,0 +1,1 @@
+"""A Kubernetes cluster as seen through its API: one client, KServe's objects, pods, events, the autoscaler's model."""

@@ -1,0 +1,1 @@
+"""Carries out a scenario: the cluster, the services, the steps, the run directory."""

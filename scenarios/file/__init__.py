@@ -1,0 +1,1 @@
+"""A scenario file as a whole: read, checked line by line, written out again."""
