@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.processes import boot_id, start_ticks
 from harness.base.errors import ClusterError, ServecertError
-from harness.results.runstore import write_atomic
+from harness.base.files import write_atomic
 
 LOGS_KEPT = 50
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from harness.base.errors import RunStoreError
-from harness.results.runstore import Run, read_run, write_atomic
+from harness.base.files import write_atomic
+from harness.results.runstore import Run, read_run
 from harness.results.verdict import Verdict, judge
 from reports.histogram import histogram_log
 from reports.html import html

@@ -1,4 +1,4 @@
-"""The rooms of the project, and which of them each may import: what keeps each usable, and testable, without the rest."""
+"""The rooms of the project, and which of them each may import: each is usable, and testable, without the rest."""
 
 from __future__ import annotations
 

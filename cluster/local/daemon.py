@@ -42,9 +42,9 @@ from cluster.local.kubelet.devices import GPU
 from cluster.local.kubelet.pods import NODE, Kubelet
 from cluster.local.kubelet.storage import Storage
 from cluster.processes import boot_id, start_ticks
+from harness.base.files import write_atomic
 from harness.base.gpus import Gpu, gpus
 from harness.kubernetes.kpa_settings import CONFIG_MAP, DEFAULTS, NAMESPACE
-from harness.results.runstore import write_atomic
 from runtimes.catalog import find_runtime, runtime_specs
 
 HOST = "127.0.0.1"

@@ -15,8 +15,8 @@ from cluster.install import plan_install
 from cluster.model import Existing, Reach
 from cluster.reach.ingress import Ingress, Reachable, open_ingress
 from harness.base.errors import ClusterError, UsageError
+from harness.base.files import write_atomic
 from harness.kubernetes.kube import Kube
-from harness.results.runstore import write_atomic
 
 Object = dict[str, Any]
 _FILES = {

@@ -1,4 +1,4 @@
-"""The values that people write into scenario files: durations, rates and objectives, each with its unit."""
+"""The values that people write into scenario files: durations, rates and shares, each with its unit."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, WithJsonSchema
 
-from harness.base.errors import UsageError
 from harness.base.units import parse_duration, parse_rate, parse_share
-from harness.results.slo import parse_slo
 
 NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
@@ -32,16 +30,6 @@ def _share(value: object) -> object:
     return share
 
 
-def _objective(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError(f"expected an objective such as 'p99 < 50ms', got {value!r}")
-    try:
-        parse_slo(value)
-    except UsageError as error:
-        raise ValueError(str(error)) from None
-    return value
-
-
 _UNIT = {"type": "string", "pattern": r"^\s*(\d+(\.\d+)?\s*(us|ms|s|m|h)\s*)+$", "examples": ["30s", "250ms", "1m30s"]}
 Duration = Annotated[
     float,
@@ -60,11 +48,6 @@ Share = Annotated[
     BeforeValidator(_share),
     PlainSerializer(lambda value: f"{value * 100:.9g}%", return_type=str),
     WithJsonSchema({"type": ["string", "number"], "examples": ["5%", 0.05]}),
-]
-Slo = Annotated[
-    str,
-    BeforeValidator(_objective),
-    WithJsonSchema({"type": "string", "examples": ["p99 < 50ms", "errors < 0.1%", "rate >= 99% of 200/s"]}),
 ]
 
 

@@ -10,11 +10,12 @@ import typer
 from typer.core import TyperCommand
 
 from harness.base.errors import EXIT_FAILED, MeasurementError, UsageError
+from harness.base.files import write_atomic
 from harness.cli.options import Json, share_of
 from harness.cli.output import emit_json
 from harness.results.comparison import CONFIDENCE, MARGIN, Verdict
 from harness.results.records import Comparison, plain
-from harness.results.runstore import read_run, write_atomic
+from harness.results.runstore import read_run
 from harness.results.sides import (
     METRICS,
     Beside,

@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.base.errors import EXIT_FAILED, MeasurementError, RunStoreError, UsageError
+from harness.base.files import write_atomic
 from harness.base.units import format_duration
 from harness.cli.options import Json, share_of
 from harness.cli.output import emit_json
 from harness.results.history import Trend, finished, trends
 from harness.results.records import plain
-from harness.results.runstore import RECORDS, Run, read_run, write_atomic
+from harness.results.runstore import RECORDS, Run, read_run
 
 Where = Annotated[str, typer.Argument(metavar="DIR", help="a folder of run directories, or a bucket of them (s3://…)")]
 Margin = Annotated[str, typer.Option(help="what must be exceeded to count as worse, beside what chance explains")]

@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.base.errors import EXIT_FAILED, UsageError
+from harness.base.files import write_atomic
 from harness.base.units import parse_duration, parse_rate
 from harness.cli.options import Json, Junit
 from harness.cli.output import emit_json
 from harness.lint import RULES, Facts, Finding, Level, Subject, lint, parse_bytes, read_manifests, subjects_of
 from harness.results.history import stages_of
-from harness.results.runstore import read_run, write_atomic
+from harness.results.runstore import read_run
 from scenarios.file.reading import find_scenario, load_scenario
 
 STARTS = ("cold-start.first_byte.p50", "ready")

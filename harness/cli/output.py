@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.results.runstore import write_atomic
+from harness.base.files import write_atomic
 
 
 def emit_json(target: str, data: Any) -> None:

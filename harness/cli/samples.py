@@ -12,8 +12,9 @@ import typer
 
 from harness.base.columns import let_go, pieces
 from harness.base.errors import UsageError
+from harness.base.files import atomic_file
 from harness.results.records import LoadResult, SampleBatch
-from harness.results.runstore import Run, atomic_file, read_run
+from harness.results.runstore import Run, read_run
 
 
 class Format(StrEnum):

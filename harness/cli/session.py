@@ -16,9 +16,10 @@ from typing import Any
 from rich.console import Console
 
 from harness.base.errors import EXIT_INTERRUPTED, EXIT_USAGE, RunStoreError, ServecertError
+from harness.base.files import write_atomic
 from harness.cli.output import emit_json
 from harness.results.records import LoadResult
-from harness.results.runstore import Run, RunStore, read_run, write_atomic
+from harness.results.runstore import Run, RunStore, read_run
 from harness.results.verdict import Verdict, judge
 from reports.junit import junit
 from reports.results import capacity_json, check_json, load_json, results, verdict_json

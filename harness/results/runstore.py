@@ -8,13 +8,12 @@ ignored by the reader.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,6 +26,7 @@ import yaml
 
 from harness.base.columns import PIECE_ROWS, gathered, let_go, pieces
 from harness.base.errors import DeployError, RunStoreError, ServecertError
+from harness.base.files import atomic_file, write_atomic
 from harness.base.gpus import describe_gpus
 from harness.results.records import (
     CheckResult,
@@ -60,33 +60,6 @@ _LINES: dict[type, str] = {
 RECORDS = tuple(_LINES.values())
 """The files that hold what was learnt, samples apart."""
 _COLUMNS = ["due_ns", "dispatched_ns", "sent_ns", "first_byte_ns", "done_ns", "status", "bytes", "error"]
-
-
-def write_atomic(path: Path, content: str | bytes, mode: int = 0o644) -> None:
-    """A reader sees the old file or the new one, never a part; the mode holds from the first byte on."""
-    with atomic_file(path, mode) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
-    """What is written becomes ``path`` when the body ends without an error. Raises RunStoreError when it cannot be
-    written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunStoreError(
-            f"could not write {path}: {error.strerror or error}; free some space or choose another --out"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def describe_host() -> dict[str, Any]:

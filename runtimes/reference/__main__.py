@@ -18,7 +18,7 @@ import uvicorn
 
 from runtimes.reference.grpc_service import GrpcService
 from runtimes.reference.metrics import Metrics
-from runtimes.reference.model import Repository
+from runtimes.reference.repository import Repository
 from runtimes.reference.rest import RestService
 
 VERSION = "1.0.0"

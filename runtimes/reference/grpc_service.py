@@ -15,7 +15,6 @@ from runtimes.reference.model import (
     DTYPES,
     InvalidRequest,
     NotFound,
-    Repository,
     Request,
     Tensor,
     Unavailable,
@@ -26,6 +25,7 @@ from runtimes.reference.model import (
     encode_raw,
     rows_of,
 )
+from runtimes.reference.repository import Repository
 from runtimes.reference.rest import EXTENSIONS
 
 _CONTENTS = {

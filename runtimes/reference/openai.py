@@ -18,7 +18,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from runtimes.reference.metrics import Metrics
-from runtimes.reference.model import InvalidRequest, NotFound, Repository
+from runtimes.reference.model import InvalidRequest, NotFound
+from runtimes.reference.repository import Repository
 from runtimes.reference.text import Piece, TextModel, Wish, count_tokens, generate
 
 TOKEN_S = 0.001

@@ -20,7 +20,6 @@ from runtimes.reference.model import (
     DTYPES,
     InvalidRequest,
     NotFound,
-    Repository,
     Request,
     Tensor,
     Unavailable,
@@ -32,6 +31,7 @@ from runtimes.reference.model import (
     rows_of,
 )
 from runtimes.reference.openai import OpenAI
+from runtimes.reference.repository import Repository
 
 EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics"]
 HEADER_LENGTH = "inference-header-content-length"

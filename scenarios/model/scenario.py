@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from cluster.model import ClusterChoice, Local
-from harness.base.fields import NAME, Duration, Rate, Share, Slo, Strict
+from harness.base.fields import NAME, Duration, Rate, Share, Strict
 from harness.load.arrivals import Segment
 from harness.load.distributed import Address
 from harness.load.shapes import EXPECTED, parse_shape
 from harness.results.slo import Objective, parse_slo
 from harness.target.numeric import Tolerance
+from scenarios.model.objectives import Slo
 
 
 def _workers(value: object) -> object:

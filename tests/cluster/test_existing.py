@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from cluster.local.kubelet.pods import PORTS_ANNOTATION
+from cluster.local.api.podmarks import PORTS_ANNOTATION
 from cluster.local.provider import LocalCluster
 from cluster.model import Reach
 from cluster.providers.existing import minified

@@ -23,11 +23,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.types import Receive, Scope, Send
 
 from cluster.local.api import openapi, openapi_protobuf, patches, protobuf_bodies
+from cluster.local.api.admission import refused_runtime
+from cluster.local.api.podmarks import PORTS_ANNOTATION, local_port
 from cluster.local.api.resources import BY_KEY, BY_KIND, RESOURCES, Object, ResourceType, table
 from cluster.local.api.selectors import field_selector, label_selector
 from cluster.local.api.store import ApiError, Change, Store, Watch, conflict
-from cluster.local.controllers.podtemplate import refused_runtime
-from cluster.local.kubelet.pods import PORTS_ANNOTATION, local_port
 
 if TYPE_CHECKING:
     import httpx

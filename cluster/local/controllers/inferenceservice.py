@@ -7,13 +7,14 @@ import contextlib
 import logging
 from collections.abc import Callable
 
+from cluster.local.api.podmarks import MODEL_LABEL, PODS
 from cluster.local.api.resources import BY_KIND, Object
 from cluster.local.api.store import ApiError, Change, Recorder, Store
 from cluster.local.controllers.knative import REVISION, Knative
 from cluster.local.controllers.podtemplate import InvalidSpec, build_template, is_standard
 from cluster.local.controllers.standard import DEPLOYMENT, Standard
 from cluster.local.ingress.routes import RouteTable
-from cluster.local.kubelet.pods import MODEL_LABEL, PODS, Kubelet
+from cluster.local.kubelet.pods import Kubelet
 
 ISVC = BY_KIND["InferenceService"]
 RUNTIMES = (BY_KIND["ServingRuntime"], BY_KIND["ClusterServingRuntime"])

@@ -13,6 +13,7 @@ import asyncio
 from dataclasses import dataclass
 
 from cluster.local.api.faults import Faults, broken_split, faults_of, revived
+from cluster.local.api.podmarks import MODEL_LABEL, PODS
 from cluster.local.api.resources import BY_KIND, Object, condition, path
 from cluster.local.api.store import Recorder, Store, owner_reference
 from cluster.local.controllers import workload
@@ -21,7 +22,7 @@ from cluster.local.controllers.podtemplate import InvalidSpec, template_hash
 from cluster.local.controllers.traffic import Rollout, Target, route_traffic
 from cluster.local.controllers.workload import is_ready
 from cluster.local.ingress.routes import Backend, RevisionRoute, RouteTable, Share
-from cluster.local.kubelet.pods import MODEL_LABEL, PODS, Kubelet
+from cluster.local.kubelet.pods import Kubelet
 
 REVISION = BY_KIND["Revision"]
 HASH_ANNOTATION = "local.servecert.io/template-hash"

@@ -20,6 +20,7 @@ from typing import Any
 
 from cluster.local.api.faults import broken_split, faults_of
 from cluster.local.api.patches import strategic_merge
+from cluster.local.api.podmarks import MODEL_LABEL, PODS
 from cluster.local.api.resources import BY_KIND, Object, path
 from cluster.local.api.store import ApiError, Recorder, Store, owner_reference
 from cluster.local.controllers import workload
@@ -27,7 +28,7 @@ from cluster.local.controllers.hpa import STABILIZATION_S, Hpa, wish
 from cluster.local.controllers.podtemplate import InvalidSpec, template_hash
 from cluster.local.controllers.workload import is_ready
 from cluster.local.ingress.routes import RouteTable, Share
-from cluster.local.kubelet.pods import MODEL_LABEL, PODS, Kubelet
+from cluster.local.kubelet.pods import Kubelet
 from harness.kubernetes.kpa_settings import PREFIX
 
 DEPLOYMENT = BY_KIND["Deployment"]

@@ -6,11 +6,11 @@ import hashlib
 import json
 from typing import Any
 
+from cluster.local.api.podmarks import MODEL_LABEL, PODS, PORTS_ANNOTATION
 from cluster.local.api.resources import BY_KIND, Object, condition, path
 from cluster.local.api.store import Recorder, Store, now, owner_reference
 from cluster.local.controllers.podtemplate import InvalidSpec
 from cluster.local.ingress.routes import Backend
-from cluster.local.kubelet.pods import MODEL_LABEL, PODS, PORTS_ANNOTATION
 
 SERVICE = BY_KIND["Service"]
 _FATAL_WAITING = {"CrashLoopBackOff", "ErrImagePull", "ImagePullBackOff"}

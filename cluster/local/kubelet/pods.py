@@ -28,7 +28,8 @@ from typing import Any
 import psutil
 
 from cluster.local.api.faults import NONE, Faults, faults_of
-from cluster.local.api.resources import BY_KIND, Object, condition, path
+from cluster.local.api.podmarks import MODEL_LABEL, PODS, PORTS_ANNOTATION, STORAGE_ANNOTATION, local_port
+from cluster.local.api.resources import Object, condition, path
 from cluster.local.api.store import ApiError, Change, Recorder, Store, now
 from cluster.local.kubelet.devices import GPU, Devices, gpus_asked
 from cluster.local.kubelet.probes import ProbeSpec, probe
@@ -36,10 +37,6 @@ from cluster.local.kubelet.storage import Storage, StorageError
 from harness.base.errors import EnvironmentError_
 from runtimes.catalog import Runtime, runtime_of_image
 
-PODS = BY_KIND["Pod"]
-PORTS_ANNOTATION = "local.servecert.io/ports"
-STORAGE_ANNOTATION = "internal.serving.kserve.io/storage-initializer-sourceuri"
-MODEL_LABEL = "serving.kserve.io/inferenceservice"
 HOST = "127.0.0.1"
 NODE = "servecert-local"
 BACKOFF_FIRST_S = 1.0
@@ -712,17 +709,6 @@ class Kubelet:
                 if status["name"] == container:
                     return "running" not in status["state"]
         return True
-
-
-def local_port(container: Object, ports: dict[str, int], port: object) -> int:
-    """Where a port of the container, by its number or name, is on this machine; what nobody knows is the HTTP port."""
-    numbers = {item.get("name", ""): item["containerPort"] for item in container.get("ports", [])}
-    runtime = runtime_of_image(container.get("image", ""))
-    by_number = {number: ports[name] for name, number in (runtime.spec.ports if runtime else {}).items()}
-    by_number |= {number: ports["grpc"] for name, number in numbers.items() if name == "h2c" and "grpc" in ports}
-    number = numbers.get(port, port) if isinstance(port, str) else port
-    found = by_number.get(number)  # type: ignore[arg-type]
-    return found if found is not None else ports["http"]
 
 
 def _added_arguments(runtime: Runtime, container: Object) -> list[str]:

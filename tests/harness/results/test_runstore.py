@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from harness.base.errors import RunStoreError
+from harness.base.files import write_atomic
 from harness.results.records import Measurement, Outcome, ParityResult, SampleBatch, TimelineEvent
-from harness.results.runstore import RunStore, read_run, write_atomic
+from harness.results.runstore import RunStore, read_run
 from tests.records import check, load_result
 
 
