@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from runtimes.catalog import find_runtime
-from scenarios.suites.conformance import PROFILES, REGISTRY, select
+from scenarios.suites.conformance.suite import PROFILES, REGISTRY, select
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text()

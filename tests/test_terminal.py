@@ -19,7 +19,7 @@ from harness.load.runner import Progress, Together
 from harness.load.sketch import bins_of, percentile_of
 from harness.results.records import Outcome
 from reports.terminal import Terminal
-from scenarios.engine.live import Live
+from scenarios.suites.shared.live import Live
 from tests.helpers import ROOT, SERVECERT
 from tests.records import check
 

@@ -26,9 +26,15 @@ from harness.target.golden import read_json_object, read_payload
 from reports.terminal import print_verdict
 from reports.write import write_reports
 from runtimes.catalog import read_baseline
-from scenarios.engine.steps import Target, run_step
+from scenarios.engine.steps import run_step
 from scenarios.file.reading import find_scenario, json_schema, load_scenario
-from scenarios.model.scenario import CapacityStep, ConformanceStep, LoadStep, ParityStep, Scenario, Step
+from scenarios.file.scenario import Scenario
+from scenarios.model.steps import Step
+from scenarios.suites.capacity.model import CapacityStep
+from scenarios.suites.conformance.model import ConformanceStep
+from scenarios.suites.load.model import LoadStep
+from scenarios.suites.parity.model import ParityStep
+from scenarios.suites.shared.suite import Target
 
 app = typer.Typer()
 
@@ -98,7 +104,7 @@ def _print_scenario(scenario: Scenario) -> None:
         print(f"---\n{yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True).rstrip()}")
     print("\n# to carry out:")
     for index, step in enumerate(scenario.steps):
-        print(f"# {index + 1}. {step.suite} on {step.service}")
+        print(f"# {index + 1}. {step.kind} on {step.service}")
 
 
 def _run_one(scenario: Scenario, output: Output) -> int:
@@ -146,18 +152,18 @@ def _endpoint(
 
 
 def _run_step(step: Step, endpoint: Endpoint, seed: int, output: Output) -> NoReturn:
-    name = f"{step.suite}"
+    name = f"{step.kind}"
 
     async def work(store: RunStore, observer: Observer) -> None:
-        store.info["kind"] = step.suite
+        store.info["kind"] = step.kind
         store.info["services"][endpoint.service] = {"runtime": endpoint.runtime, "model": endpoint.model}
-        store.info["steps"] = [{"name": name, "suite": step.suite, "service": endpoint.service, "state": "running"}]
+        store.info["steps"] = [{"name": name, "suite": step.kind, "service": endpoint.service, "state": "running"}]
         store.save_info()
-        observer.phase(f"{step.suite} on {endpoint.url}")
+        observer.phase(f"{step.kind} on {endpoint.url}")
         await run_step(step, name, Target(endpoint), seed, store, observer)
         store.info["steps"][0]["state"] = "done"
 
-    raise typer.Exit(execute(f"{step.suite} of {endpoint.model}", seed, work, output))
+    raise typer.Exit(execute(f"{step.kind} of {endpoint.model}", seed, work, output))
 
 
 def _validated(kind: type[Any], values: dict[str, Any]) -> Any:

@@ -143,7 +143,7 @@ def list_checks(
     group: Annotated[str, typer.Option(help="only this group, such as rest.infer")] = "", json: Json = ""
 ) -> None:
     """Every check, with its level."""
-    from scenarios.suites.conformance import REGISTRY
+    from scenarios.suites.conformance.suite import REGISTRY
 
     chosen = [check for check in REGISTRY.checks.values() if not group or check.group == group]
     if not chosen:
@@ -159,7 +159,7 @@ def list_checks(
 @checks_app.command("show")
 def show_check(check_id: Annotated[str, typer.Argument(metavar="ID")], json: Json = "") -> None:
     """One check: what it requires, how much that binds, and where it is written."""
-    from scenarios.suites.conformance import REGISTRY
+    from scenarios.suites.conformance.suite import REGISTRY
 
     check = REGISTRY.checks.get(check_id)
     if check is None:

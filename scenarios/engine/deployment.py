@@ -25,8 +25,9 @@ from harness.target.endpoint import Endpoint
 from harness.target.protocol.grpc_client import GrpcStatusError
 from harness.target.protocol.messages import MESSAGES
 from runtimes.catalog import BuiltModel, Runtime, find_runtime, planned_model, requested
-from scenarios.engine.ports import Port
-from scenarios.model.scenario import Scenario, Service
+from scenarios.file.scenario import Scenario
+from scenarios.model.services import Service
+from scenarios.model.steps import Port
 from scenarios.suites.shared.deployed import Deployed
 
 INGRESS_S = 20.0

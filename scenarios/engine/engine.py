@@ -31,10 +31,13 @@ from runtimes.catalog import build_model, find_runtime, in_registry
 from scenarios.engine.deployment import Prepared, as_yaml, endpoint_of, manifests, merged, through_ingress, with_port
 from scenarios.engine.ports import beside
 from scenarios.engine.preflight import EMBEDDED, Answer, Finding, gpus_preflight, preflight
-from scenarios.engine.steps import Target, run_step
+from scenarios.engine.steps import run_step
 from scenarios.file.reading import resolved
-from scenarios.model.scenario import Scenario, Service, Step, Variant
+from scenarios.file.scenario import Scenario
+from scenarios.model.services import Service, Variant
+from scenarios.model.steps import Step
 from scenarios.suites.shared.deployed import Deployed, Turn
+from scenarios.suites.shared.suite import Target
 
 _T = TypeVar("_T")
 GONE_S = 120.0
@@ -82,7 +85,7 @@ class Engine:
         scenario, store = self.scenario, self.store
         store.write_text("scenario.yaml", resolved(scenario))
         store.info["steps"] = [
-            {"name": scenario.step_name(index), "suite": step.suite, "service": step.service, "state": "planned"}
+            {"name": scenario.step_name(index), "suite": step.kind, "service": step.service, "state": "planned"}
             for index, step in enumerate(scenario.steps)
         ]
         store.info["services"] = {
@@ -332,7 +335,7 @@ class Engine:
                 self.store.save_info()
                 continue
             runtime = deployed.endpoint.runtime if deployed is not None else turn.runtime if turn is not None else ""
-            self.observer.phase(f"{step.suite} on {step.service} ({runtime})")
+            self.observer.phase(f"{step.kind} on {step.service} ({runtime})")
             self._event("step begins", name)
             started = time.monotonic()
             entry["state"] = "running"

@@ -21,10 +21,10 @@ from cluster.workloads.generators import WORKER_CPU
 from harness.base.errors import ClusterError, RuntimeSpecError
 from harness.kubernetes.kube import Kube
 from harness.lint.manifests import parse_quantity
-from harness.load.distributed import Address
 from runtimes.catalog import find_runtime, requested
 from scenarios.engine.ports import at_ingress, beside
-from scenarios.model.scenario import CompareStep, ProbesStep, Scenario, Service, Step
+from scenarios.file.scenario import Scenario
+from scenarios.model.services import Service
 
 Object = dict[str, Any]
 OLDEST = (1, 28)
@@ -83,9 +83,6 @@ class _Subject:
     kube: Kube
     embedded: bool
     """The embedded cluster, whatever provider it was named as: its pods are processes of this machine."""
-
-    def suites(self) -> set[str]:
-        return {step.suite for step in self.scenario.steps}
 
     def resources(self, service: Service) -> Object:
         """What one pod of the service asks for."""
@@ -151,7 +148,7 @@ def _deployments(kube: Kube, namespace: str, names: tuple[str, ...], fix: str) -
 
 def _knative(subject: _Subject) -> Iterator[Finding]:
     """Only where a step or a service needs it."""
-    needing = sorted(subject.suites() & {"cold-start", "autoscaling"})
+    needing = sorted({step.kind for step in subject.scenario.steps if step.needs_knative})
     zero = sorted(name for name, item in subject.scenario.services.items() if item.predictor.get("minReplicas") == 0)
     if not needing and not zero:
         return
@@ -164,12 +161,6 @@ def _knative(subject: _Subject) -> Iterator[Finding]:
         yield from _deployments(subject.kube, "knative-serving", names, "install Knative Serving")
 
 
-def _asks_kubelets(step: Step) -> bool:
-    return isinstance(step, CompareStep) and (
-        ("cpu" in step.metrics and step.cpu is None) or ("memory" in step.metrics and step.memory is None)
-    )
-
-
 def _rights(subject: _Subject) -> Iterator[Finding]:
     namespace = subject.scenario.namespace
     wanted = [
@@ -177,13 +168,10 @@ def _rights(subject: _Subject) -> Iterator[Finding]:
         *(("patch", "serving.kserve.io", "inferenceservices"), ("delete", "serving.kserve.io", "inferenceservices")),
         *(("list", "", "pods"), ("watch", "", "pods"), ("get", "", "pods/log"), ("list", "", "events")),
     ]
-    if any(isinstance(step, ProbesStep) for step in subject.scenario.steps):
-        wanted += [("delete", "", "pods"), ("get", "", "pods/proxy"), ("create", "", "pods/proxy")]
+    wanted += dict.fromkeys(right for step in subject.scenario.steps for right in step.rights())
     services = subject.scenario.services
     if not subject.embedded and any(beside(step, services[step.service]) for step in subject.scenario.steps):
         wanted.append(("create", "", "pods/portforward"))
-    if any(_asks_kubelets(step) for step in subject.scenario.steps):
-        wanted.append(("get", "", "nodes/proxy"))
     if subject.kube.get("v1", "namespaces", namespace) is None:
         wanted.append(("create", "", "namespaces"))
     missing, unknown = [], False
@@ -442,7 +430,7 @@ def _ingress(subject: _Subject) -> Iterator[Finding]:
 
 def _generators(subject: _Subject) -> Iterator[Finding]:
     """Whether the nodes have as much to spare as load generators in pods ask for, beside what runs on them."""
-    expected = max((_in_pods(step) for step in subject.scenario.steps), default=0)
+    expected = max((step.generators_in_cluster() for step in subject.scenario.steps), default=0)
     if not expected or subject.embedded:
         return
     asked = parse_quantity(WORKER_CPU) or 0.0
@@ -470,13 +458,6 @@ def _generators(subject: _Subject) -> Iterator[Finding]:
     )
 
 
-def _in_pods(step: Step) -> int:
-    """How many workers of a step run in pods of the cluster."""
-    given = getattr(step, "workers", None)
-    address = Address.parse(given) if given else None
-    return address.expect if address is not None and address.in_cluster else 0
-
-
 def _routes(subject: _Subject) -> Iterator[Finding]:
     """On a real cluster a service routes to one port of its pods."""
     if subject.embedded or isinstance(subject.scenario.cluster, Local):
@@ -491,7 +472,7 @@ def _routes(subject: _Subject) -> Iterator[Finding]:
             yield Finding(
                 f"port.{number}",
                 Answer.FAILED,
-                f"{step.suite} over {_PORT[port]} on {name}",
+                f"{step.kind} over {_PORT[port]} on {name}",
                 f"its {_PORT[routed]} port alone is routed to",
                 f"{change} (a second service, where both are needed)",
             )

@@ -17,19 +17,9 @@ from cluster.model import PROVIDERS, ClusterChoice, Local
 from harness.base.errors import RuntimeSpecError, ScenarioError, UsageError
 from harness.base.fields import Strict
 from runtimes.catalog import find_model, find_runtime, model_specs, runtime_specs
-from scenarios.model.scenario import (
-    AutoscalingStep,
-    CanaryStep,
-    CapacityStep,
-    ColdStartStep,
-    CompareStep,
-    ConformanceStep,
-    LoadStep,
-    ParityStep,
-    ProbesStep,
-    Scenario,
-    Service,
-)
+from scenarios.file.scenario import Scenario
+from scenarios.model.services import Service
+from scenarios.suites import suites
 
 SCHEMA_ID = "https://json-schema.org/draft/2020-12/schema"
 CATALOG = Path(__file__).resolve().parent.parent / "catalog"
@@ -178,19 +168,6 @@ def _parse_value(text: str) -> Any:
         raise UsageError(f"--set: {text!r} is not a YAML value") from error
 
 
-_KINDS: dict[str, type[BaseModel]] = {
-    "conformance": ConformanceStep,
-    "parity": ParityStep,
-    "load": LoadStep,
-    "capacity": CapacityStep,
-    "compare": CompareStep,
-    "cold-start": ColdStartStep,
-    "autoscaling": AutoscalingStep,
-    "canary-rollback": CanaryStep,
-    "probes": ProbesStep,
-}
-
-
 def _allowed(location: Location) -> list[str]:
     """The fields that are allowed beside the one at ``location``."""
     match location:
@@ -200,8 +177,8 @@ def _allowed(location: Location) -> list[str]:
             return _fields(PROVIDERS[provider], inner)
         case ("services", _, _):
             return list(Service.model_fields)
-        case ("steps", int(), str(suite), _) if suite in _KINDS:
-            return ["suite", *(name for name in _KINDS[suite].model_fields if name != "suite")]
+        case ("steps", int(), str(suite), _) if suite in suites():
+            return ["suite", *(name for name in suites()[suite].step.model_fields if name != "suite")]
     return []
 
 
@@ -236,9 +213,9 @@ def _describe(error: dict[str, Any], lines: dict[Location, int]) -> tuple[int, s
     if kind == "union_tag_invalid" and location == ("cluster",):
         return line, f"cluster: unknown provider {error['ctx']['tag']!r}; expected one of {', '.join(PROVIDERS)}"
     if kind == "union_tag_invalid":
-        return line, f"{where}: unknown suite {error['ctx']['tag']!r}; expected one of {', '.join(_KINDS)}"
+        return line, f"{where}: unknown suite {error['ctx']['tag']!r}; expected one of {', '.join(suites())}"
     if kind == "union_tag_not_found":
-        return line, f"{where}: expected a field 'suite', one of {', '.join(_KINDS)}"
+        return line, f"{where}: expected a field 'suite', one of {', '.join(suites())}"
     shown = repr(error.get("input"))
     suffix = f", got {shown}" if "got" not in message and len(shown) < 80 and kind != "value_error" else ""
     return line, f"{where}: {_lower(message)}{suffix}"
@@ -288,14 +265,15 @@ def _cross_check(scenario: Scenario, lines: dict[Location, int]) -> list[tuple[i
         if step.service not in scenario.services:
             known = ", ".join(scenario.services)
             problem(("steps", index, "service"), f"no service {step.service!r} in this scenario; there are {known}")
-        elif step.suite == "parity" and scenario.services[step.service].model is None:
-            problem(("steps", index), "parity needs golden outputs, which only a service with a catalog model has")
-        for place, item in enumerate(step.against if isinstance(step, CompareStep) else []):
-            if item.service is not None and item.service not in scenario.services:
-                where = ("steps", index, "against", place, "service")
+        elif step.needs_golden and scenario.services[step.service].model is None:
+            problem(
+                ("steps", index), f"{step.kind} needs golden outputs, which only a service with a catalog model has"
+            )
+        for place, other in step.others():
+            if other not in scenario.services:
                 known = ", ".join(scenario.services)
-                problem(where, f"no service {item.service!r} in this scenario; there are {known}")
-        if step.service in in_turn and not (isinstance(step, CompareStep) and step.deploy == "in_turn"):
+                problem(("steps", index, *place), f"no service {other!r} in this scenario; there are {known}")
+        if step.service in in_turn and not step.in_turn():
             problem(
                 ("steps", index, "service"),
                 f"{step.service!r} is deployed in turn by a comparison, and not there for this step; expected a service"

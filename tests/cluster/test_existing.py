@@ -32,7 +32,7 @@ from runtimes.catalog import build_model
 from scenarios.engine.deployment import with_port
 from scenarios.engine.preflight import Answer, preflight
 from scenarios.file.reading import load_scenario
-from scenarios.model.scenario import Variant
+from scenarios.model.services import Variant
 from scenarios.suites.parity.suite import parity
 from scenarios.suites.shared.deployed import Deployed
 from tests.cluster.conftest import Deploy

@@ -10,7 +10,7 @@ from harness.results.records import Record
 from harness.results.runstore import Run, RunStore, read_run
 from harness.results.verdict import judge
 from scenarios.engine.engine import Engine
-from scenarios.model.scenario import Scenario
+from scenarios.file.scenario import Scenario
 
 WINDOW = {"autoscaling.knative.dev/window": "6s"}
 WORK = ["--work-ms", "100"]

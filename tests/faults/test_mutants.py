@@ -14,8 +14,8 @@ import pytest
 from harness.results.records import CheckResult, LoadResult, Outcome
 from harness.target.endpoint import Endpoint
 from runtimes.catalog import BuiltModel, build_model
-from scenarios.suites.conformance import PROFILES, REGISTRY, repository
 from scenarios.suites.conformance.checks import run_check
+from scenarios.suites.conformance.suite import PROFILES, REGISTRY, repository
 from scenarios.suites.conformance.target import open_target
 from scenarios.suites.parity.suite import parity
 from scenarios.suites.shared.stage import Plan, load

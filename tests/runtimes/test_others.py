@@ -16,7 +16,7 @@ from harness.kubernetes.kserve import KServe
 from harness.target.golden import read_golden
 from harness.target.protocol.tensors import same
 from runtimes.catalog import CATALOG, Runtime, build_model, find_model, find_runtime, model_specs, runtime_specs
-from scenarios.suites.conformance import REGISTRY
+from scenarios.suites.conformance.suite import REGISTRY
 from tests.helpers import processes_mentioning, tool, wait_until
 
 

@@ -31,7 +31,7 @@ from scenarios.suites.autoscaling.analysis import (
     reversals,
     smoothed,
 )
-from scenarios.suites.autoscaling.model import best_fit, most_reversals
+from scenarios.suites.autoscaling.fit import best_fit, most_reversals
 from tests.helpers import ROOT
 
 

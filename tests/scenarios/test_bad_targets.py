@@ -15,8 +15,8 @@ from harness.target.endpoint import Endpoint
 from harness.target.protocol import patience
 from harness.target.protocol.rest import RestClient
 from runtimes.catalog import BuiltModel
-from scenarios.suites import conformance as suite
-from scenarios.suites.conformance import conformance, select
+from scenarios.suites.conformance import suite
+from scenarios.suites.conformance.suite import conformance, select
 from tests.helpers import Reference, read_request, reference_server, scripted_server, stop
 
 METADATA = {

@@ -17,10 +17,10 @@ from harness.results.sides import measured
 from harness.target.endpoint import Endpoint
 from reports.plots import waterfall
 from reports.write import write_reports
-from scenarios.engine.steps import Target, records_of
-from scenarios.model.scenario import ColdStartStep
+from scenarios.suites import suites
 from scenarios.suites.cold_start.budgets import judge_budget
 from scenarios.suites.cold_start.figures import columns_of, figures
+from scenarios.suites.cold_start.model import ColdStartStep
 from scenarios.suites.cold_start.phases import (
     PHASES,
     UNKNOWN,
@@ -38,6 +38,7 @@ from scenarios.suites.cold_start.suite import answers_check, warm_check
 from scenarios.suites.cold_start.warm import Warm
 from scenarios.suites.probes.pods import readiness_changes
 from scenarios.suites.shared.judging import Judge
+from scenarios.suites.shared.suite import Target, Task
 from tests.faults.cluster_runs import Silent
 
 START = 1_700_000_000.0
@@ -309,4 +310,4 @@ async def test_a_step_that_needs_a_cluster_says_so_without_one() -> None:
     step = ColdStartStep.model_validate({"suite": "cold-start", "service": "m"})
     target = Target(Endpoint(service="m", runtime="custom", url="http://127.0.0.1:1", model="m"))
     with pytest.raises(UsageError, match="run it as a step of a scenario"):
-        records_of(step, "cold", target, 1, str, lambda name, text: name, Silent())
+        suites()["cold-start"].run(step, Task("cold", target, 1, Silent(), str, lambda name, text: name))

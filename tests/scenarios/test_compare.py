@@ -32,10 +32,9 @@ from harness.target.protocol.tensors import TensorSpec, example_tensor
 from reports.tables import service_rows
 from runtimes.catalog import build_model
 from scenarios.file.reading import load_scenario
-from scenarios.suites.compare import Comparing, Contender, compare
 from scenarios.suites.compare.blocks import Blocks
-from scenarios.suites.compare.contenders import Stage, Taken
-from scenarios.suites.compare.suite import Suite
+from scenarios.suites.compare.contenders import Comparing, Contender, Stage, Taken
+from scenarios.suites.compare.suite import Suite, compare
 from scenarios.suites.shared.stage import Plan
 from scenarios.suites.shared.stage.beforehand import encode
 from tests.helpers import Reference, free_port, reference_server, scripted_server, servecert

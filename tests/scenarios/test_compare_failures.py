@@ -18,9 +18,9 @@ from harness.results.records import CheckResult, Comparison, Outcome, plain
 from harness.target.endpoint import Endpoint
 from reports import plots
 from reports.comparisons import cells
-from scenarios.suites.compare import Comparing, Contender, blocks
+from scenarios.suites.compare import blocks
 from scenarios.suites.compare.blocks import Block, Blocks
-from scenarios.suites.compare.contenders import Present, Taken
+from scenarios.suites.compare.contenders import Comparing, Contender, Present, Taken
 from scenarios.suites.compare.suite import Suite
 from scenarios.suites.shared.stage import Plan, StageEnd, results
 from tests.records import load_result

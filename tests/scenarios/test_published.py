@@ -11,7 +11,7 @@ from harness.results.records import Measurement, TimelineEvent
 from harness.results.runstore import RunStore, read_run
 from reports.tables import PUBLISHED, beside_rows
 from reports.write import write_reports
-from scenarios.model.scenario import LoadStep
+from scenarios.suites.load.model import LoadStep
 from tests.records import check, load_result
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from runtimes.catalog import BuiltModel
-from scenarios.suites.conformance import select
+from scenarios.suites.conformance.suite import select
 from tests.helpers import Reference, reference_server
 
 

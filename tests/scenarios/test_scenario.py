@@ -9,7 +9,8 @@ import yaml
 
 from harness.base.errors import ScenarioError, UsageError
 from scenarios.file.reading import CATALOG, find_scenario, json_schema, load_scenario, resolved
-from scenarios.model.scenario import ConformanceStep, LoadStep
+from scenarios.suites.conformance.model import ConformanceStep
+from scenarios.suites.load.model import LoadStep
 
 GOOD = """\
 name: good

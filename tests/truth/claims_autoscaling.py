@@ -16,7 +16,7 @@ import numpy.typing as npt
 from harness.kubernetes.kpa import TICK_S, Autoscaler
 from harness.kubernetes.kpa_settings import Settings, settings_of
 from scenarios.suites.autoscaling.analysis import Steps, Watched
-from scenarios.suites.autoscaling.model import best_fit
+from scenarios.suites.autoscaling.fit import best_fit
 from tests.truth.claim import Claim, Seen
 
 Floats = npt.NDArray[np.float64]

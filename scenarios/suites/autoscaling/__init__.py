@@ -1,5 +1,18 @@
-"""Autoscaling: how the number of pods follows the load, and what that costs those who ask."""
+"""Autoscaling: how the number of pods follows the load."""
 
-from scenarios.suites.autoscaling.suite import Course, autoscaling
+from __future__ import annotations
 
-__all__ = ["Course", "autoscaling"]
+from collections.abc import AsyncIterator
+
+from harness.results.records import Record
+from scenarios.suites.autoscaling.model import AutoscalingStep
+from scenarios.suites.shared.suite import Suite, Task
+
+
+def _run(step: AutoscalingStep, task: Task) -> AsyncIterator[Record]:
+    from scenarios.suites.autoscaling.run import run  # late: a scenario is read without it
+
+    return run(step, task)
+
+
+SUITE = Suite("autoscaling", AutoscalingStep, _run)

@@ -22,7 +22,7 @@ from harness.load.runner import Control, LocalGenerators, Progress, WorkerError,
 from harness.results.records import CheckResult, Level, LoadResult, Record, SampleBatch, Series
 from scenarios.suites.autoscaling import analysis
 from scenarios.suites.autoscaling.analysis import PER_SECOND, RESOLUTION_S, Lag, Steps, Watched
-from scenarios.suites.autoscaling.model import EARLY_S, FACTORS, LATE_S, Fit, best_fit, most_reversals
+from scenarios.suites.autoscaling.fit import EARLY_S, FACTORS, LATE_S, Fit, best_fit, most_reversals
 from scenarios.suites.shared.deployed import Deployed
 from scenarios.suites.shared.judging import Judge
 from scenarios.suites.shared.stage import Plan, StageEnd, run_plan

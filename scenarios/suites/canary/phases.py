@@ -12,7 +12,8 @@ from harness.base.errors import MeasurementError
 from harness.kubernetes.kserve import is_pod_ready
 from harness.load.job import Protocol
 from harness.results.stats import draws_needed
-from scenarios.model.scenario import Counter, Variant
+from scenarios.model.counters import Counter
+from scenarios.model.services import Variant
 from scenarios.suites.canary.errors import Count, Exposed
 from scenarios.suites.canary.guards import Limits
 from scenarios.suites.canary.latency import Bools

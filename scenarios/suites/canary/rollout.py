@@ -13,7 +13,7 @@ from harness.base.errors import ClusterError, MeasurementError
 from harness.base.units import format_duration
 from harness.results.records import CheckResult, Measurement, Record, Series, TimelineEvent
 from harness.results.stats import accepted_counts, binomial_p_value
-from scenarios.model.scenario import Variant
+from scenarios.model.services import Variant
 from scenarios.suites.canary.errors import Count
 from scenarios.suites.canary.guards import (
     MOST_S,

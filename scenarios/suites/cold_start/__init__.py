@@ -1,5 +1,18 @@
-"""Cold start: how long a service without a pod takes to answer, and where the time goes."""
+"""Cold start: how long a service that is scaled to zero takes to answer, and where the time goes."""
 
-from scenarios.suites.cold_start.suite import ColdStart, cold_start
+from __future__ import annotations
 
-__all__ = ["ColdStart", "cold_start"]
+from collections.abc import AsyncIterator
+
+from harness.results.records import Record
+from scenarios.suites.cold_start.model import ColdStartStep
+from scenarios.suites.shared.suite import Suite, Task
+
+
+def _run(step: ColdStartStep, task: Task) -> AsyncIterator[Record]:
+    from scenarios.suites.cold_start.run import run  # late: a scenario is read without it
+
+    return run(step, task)
+
+
+SUITE = Suite("cold-start", ColdStartStep, _run)

@@ -1,13 +1,18 @@
-"""Compare: two or more variants under the same load, block by block in turns, and whether one is faster.
-
-Variants are services of the scenario, or one service asked by other protocols. All of them are there at once, or each
-is deployed when it is its turn. The order of blocks alternates, so that whatever drifts hits all of them alike. What a
-block gives is one value a metric.
-"""
+"""Compare: whether variants of a service differ in speed, use and answers, and how sure that is."""
 
 from __future__ import annotations
 
-from scenarios.suites.compare.contenders import Comparing, Contender
-from scenarios.suites.compare.suite import compare
+from collections.abc import AsyncIterator
 
-__all__ = ["Comparing", "Contender", "compare"]
+from harness.results.records import Record
+from scenarios.suites.compare.model import CompareStep
+from scenarios.suites.shared.suite import Suite, Task
+
+
+def _run(step: CompareStep, task: Task) -> AsyncIterator[Record]:
+    from scenarios.suites.compare.run import run  # late: a scenario is read without it
+
+    return run(step, task)
+
+
+SUITE = Suite("compare", CompareStep, _run)

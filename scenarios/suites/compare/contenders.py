@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from harness.target.endpoint import Endpoint
-from scenarios.model.scenario import Counter
+from scenarios.model.counters import Counter
 from scenarios.suites.shared.deployed import Deployed, Turn
 from scenarios.suites.shared.stage.beforehand import first_answer
 from scenarios.suites.shared.stage.plan import Plan

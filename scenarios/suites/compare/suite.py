@@ -87,7 +87,7 @@ class Suite:
             raise MeasurementError(f"{contender.name}: a request was not answered before the load: {problem}")
         if not self.wanted.conformance:
             return
-        from scenarios.suites.conformance import conformance
+        from scenarios.suites.conformance.suite import conformance
 
         async for result in conformance(
             replace(present.endpoint, service=contender.name), list(self.wanted.conformance), step=self.step

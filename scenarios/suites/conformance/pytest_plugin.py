@@ -63,7 +63,7 @@ def _profiles(config: pytest.Config) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "v2_check" not in metafunc.fixturenames:
         return
-    from scenarios.suites.conformance import select
+    from scenarios.suites.conformance.suite import select
 
     if not metafunc.config.getoption("--v2-url"):  # no server, no tests, and no green
         raise pytest.UsageError("--v2-url: expected where the server is, such as http://127.0.0.1:8080")

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from harness.base.errors import MeasurementError
-from scenarios.model.scenario import Counter
+from scenarios.model.counters import Counter
 from scenarios.suites.shared.deployed import Deployed, revision_of
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from harness.base.errors import ClusterError, DeployError, MeasurementError
 from harness.kubernetes.kserve import KServe, hopeless, is_isvc_ready, is_pod_ready, traffic_of
 from harness.target.endpoint import Endpoint
-from scenarios.model.scenario import Variant
+from scenarios.model.services import Variant
 
 Object = dict[str, Any]
 POLL_S = 0.1

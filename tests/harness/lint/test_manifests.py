@@ -10,7 +10,7 @@ import yaml
 from harness.base.errors import ScenarioError
 from scenarios.engine.deployment import planned_manifests
 from scenarios.file.reading import load_scenario
-from scenarios.model.scenario import Scenario
+from scenarios.file.scenario import Scenario
 from tests.helpers import servecert
 
 AKS = {
