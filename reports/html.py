@@ -92,15 +92,7 @@ def html(run: Run, verdict: Verdict, views: list[StageView]) -> tuple[str, dict[
         """Empty where there is nothing to plot."""
         if part.series is None:
             return Markup()
-        if part.series.kind == "replicas":
-            figure, label = (
-                plots.replicas(part.series, by_step.get(part.step)),
-                "Pods, offered load and latency over time",
-            )
-        elif part.series.kind == "cold-start":
-            figure, label = plots.waterfall(part.series), "Cold starts by phase"
-        else:
-            figure, label = plots.split(part.series), "The candidate's share of the traffic over time"
+        figure, label = plots.of_series(part.series, by_step.get(part.step))
         return drawings.add(part.step, label, figure)
 
     services = tables.conformance_services(run)

@@ -367,3 +367,31 @@ def split(series: Series) -> Figure:
     axes.grid(True, axis="y")
     figure.legend(frameon=False, loc="outside upper left", fontsize=8, ncols=3)
     return figure
+
+
+@_styled
+def lines(series: Series) -> Figure:
+    """Each column over the first, below one another: of a kind of series that nothing else is drawn for."""
+    (first, places), *others = series.columns.items()
+    figure = Figure(figsize=(WIDTH, 0.6 + 1.4 * max(len(others), 1)), layout="constrained")
+    rows = figure.subplots(max(len(others), 1), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(rows, others, strict=False):
+        axes.plot(places, values, marker="o", markersize=3.5, color=SAME)
+        axes.set_ylabel(name)
+        axes.grid(True, axis="y")
+    rows[-1].set_xlabel(first)
+    return figure
+
+
+_DRAWN: dict[str, tuple[Callable[[Series], Figure], str]] = {
+    "cold-start": (waterfall, "Cold starts by phase"),
+    "split": (split, "The candidate's share of the traffic over time"),
+}
+
+
+def of_series(series: Series, stage: StageView | None) -> tuple[Figure, str]:
+    """The drawing of a series of a step, and what it shows in words. ``stage`` is the step's load, where it has one."""
+    if series.kind == "replicas":
+        return replicas(series, stage), "Pods, offered load and latency over time"
+    draw, label = _DRAWN.get(series.kind, (lines, f"{series.kind}: each column over {next(iter(series.columns))}"))
+    return draw(series), label

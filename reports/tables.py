@@ -40,16 +40,27 @@ def state_of(check: CheckResult | None) -> str:
     return str(check.outcome)
 
 
-CLUSTER_SUITES = {
-    "probes": "Probes",
-    "cold-start": "Cold start",
-    "autoscaling": "Autoscaling",
-    "canary-rollback": "Canary and rollback",
-}
-"""Suites that change or watch a service on its cluster, by the title of their part of the report."""
 PUBLISHED = "published figures"
-_SUITES = (("conformance", "fuzz"), ("parity",), ("load", "capacity", "compare"), tuple(CLUSTER_SUITES))
-"""The columns of a service's row."""
+COLUMN_OF = {
+    "conformance": "conformance",
+    "fuzz": "conformance",
+    "parity": "parity",
+    "load": "load",
+    "capacity": "load",
+    "compare": "load",
+}
+"""The column of a service's row that counts the checks of a suite, where reports have a part made for its records."""
+CLUSTER = "cluster"
+"""The column of all other suites. Each of their steps has a part of its own in reports, the same for all of them."""
+
+
+def column_of(suite: str) -> str:
+    return COLUMN_OF.get(suite, CLUSTER)
+
+
+def title_of_suite(run: Run, suite: str) -> str:
+    """As the suite calls itself; a run of an older version does not say it."""
+    return str(run.info.get("suites", {}).get(suite) or suite.replace("-", " ").capitalize())
 
 
 @dataclass(frozen=True)
@@ -83,12 +94,12 @@ class ClusterPart:
 def cluster_parts(run: Run) -> list[ClusterPart]:
     """In the order in which they were carried out."""
     parts = []
-    for step in dict.fromkeys(check.step for check in run.checks if check.suite in CLUSTER_SUITES):
-        checks = [check for check in run.checks if check.step == step and check.suite in CLUSTER_SUITES]
+    for step in dict.fromkeys(check.step for check in run.checks if column_of(check.suite) == CLUSTER):
+        checks = [check for check in run.checks if check.step == step and column_of(check.suite) == CLUSTER]
         first = checks[0]
         parts.append(
             ClusterPart(
-                CLUSTER_SUITES[first.suite],
+                title_of_suite(run, first.suite),
                 step,
                 first.service,
                 first.runtime,
@@ -146,7 +157,10 @@ def service_rows(run: Run) -> list[ServiceRow]:
                 described.get("runtime", ""),
                 described.get("model", ""),
                 f"{ready:.1f} s" if ready is not None else "–",
-                *(tally([check for check in mine if check.suite in suites]) for suites in _SUITES),
+                **{
+                    name: tally([check for check in mine if column_of(check.suite) == name])
+                    for name in (*COLUMN_OF.values(), CLUSTER)
+                },
             )
         )
     return rows
@@ -252,7 +266,7 @@ def matrix(run: Run) -> list[MatrixGroup]:
     services = conformance_services(run)
     by_id: dict[str, dict[str, CheckResult]] = {}
     for check in run.checks:
-        if check.suite in _SUITES[0]:
+        if column_of(check.suite) == "conformance":
             by_id.setdefault(check.id, {})[check.service] = check
     groups: dict[str, list[MatrixRow]] = {}
     for check_id, found in by_id.items():

@@ -16,8 +16,9 @@ from harness.results.runstore import Run
 from harness.results.verdict import Verdict, describe
 from reports.comparisons import ratio_text, title_of, verdict_text
 from reports.tables import (
-    CLUSTER_SUITES,
+    CLUSTER,
     COLUMN_TITLES,
+    column_of,
     errors_text,
     load_title,
     service_rows,
@@ -102,7 +103,7 @@ class Terminal:
                 self._lines.append(f"capacity {record.observed}")
             elif record.suite == "load" and not record.fails_run:
                 self._lines.append(_load_line(record))
-            elif record.suite in CLUSTER_SUITES and not record.fails_run:
+            elif column_of(record.suite) == CLUSTER and not record.fails_run:
                 self._cluster.append(record)
             elif self._status:
                 self._status.update(f"{escape(record.id)} ({sum(self._states.values())} checks)")

@@ -326,7 +326,8 @@ class Series:
     ``kind`` names the columns: ``replicas`` (``t_s``, ``offered_per_s``, ``concurrency``, ``per_pod``, ``desired``,
     ``ready``, and the model's band ``low`` and ``high``), ``cold-start`` (a row a trial, a column a phase, in
     seconds), ``compare`` (a row a block: ``block``, ``variant``, and a column a metric), ``split`` (``t_s``,
-    ``percent``, ``requests``, ``candidate``, ``errors``). NaN where nothing is known.
+    ``percent``, ``requests``, ``candidate``, ``errors``). Reports draw any other kind as lines over its first column.
+    NaN where nothing is known.
     """
 
     kind: str

@@ -36,6 +36,7 @@ from scenarios.file.reading import resolved
 from scenarios.file.scenario import Scenario
 from scenarios.model.services import Service, Variant
 from scenarios.model.steps import Step
+from scenarios.suites import suites
 from scenarios.suites.shared.deployed import Deployed, Turn
 from scenarios.suites.shared.suite import Target
 
@@ -88,6 +89,7 @@ class Engine:
             {"name": scenario.step_name(index), "suite": step.kind, "service": step.service, "state": "planned"}
             for index, step in enumerate(scenario.steps)
         ]
+        store.info["suites"] = {step.kind: suites()[step.kind].title for step in scenario.steps}
         store.info["services"] = {
             name: {"runtime": service.runtime or "custom", "model": service.model or service.served_model or name}
             for name, service in scenario.services.items()

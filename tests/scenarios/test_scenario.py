@@ -58,7 +58,12 @@ def test_resolved_scenario_is_the_same_scenario(tmp_path: Path) -> None:
     ("old", "new", "line", "words"),
     [
         ("model: iris,", "model: iris, colour: red,", 3, ["colour", "unknown field", "runtime, model"]),
-        ("suite: conformance", "suite: conformity", 5, ["conformity", "conformance, parity, load"]),
+        (
+            "suite: conformance",
+            "suite: conformity",
+            5,
+            ["conformity", "expected one of autoscaling", "load, parity"],
+        ),
         ("{suite: conformance, service: iris}", "{service: iris}", 5, ["suite"]),
         ("duration: 1m30s", "duration: 90", 9, ["duration with a unit", "90"]),
         ("rate: 600/m", "rate: fast", 8, ["expected a rate", "fast"]),

@@ -15,4 +15,4 @@ def _run(step: AutoscalingStep, task: Task) -> AsyncIterator[Record]:
     return run(step, task)
 
 
-SUITE = Suite("autoscaling", AutoscalingStep, _run)
+SUITE = Suite("autoscaling", "Autoscaling", AutoscalingStep, _run)

@@ -16,4 +16,4 @@ def _run(step: CanaryStep, task: Task) -> AsyncIterator[Record]:
     return run(step, task)
 
 
-SUITE = Suite("canary-rollback", CanaryStep, _run)
+SUITE = Suite("canary-rollback", "Canary and rollback", CanaryStep, _run)

@@ -15,4 +15,4 @@ def _run(step: CapacityStep, task: Task) -> AsyncIterator[Record]:
     return run(step, task)
 
 
-SUITE = Suite("capacity", CapacityStep, _run)
+SUITE = Suite("capacity", "Capacity", CapacityStep, _run)

@@ -15,4 +15,4 @@ def _run(step: ColdStartStep, task: Task) -> AsyncIterator[Record]:
     return run(step, task)
 
 
-SUITE = Suite("cold-start", ColdStartStep, _run)
+SUITE = Suite("cold-start", "Cold start", ColdStartStep, _run)

@@ -15,4 +15,4 @@ def _run(step: CompareStep, task: Task) -> AsyncIterator[Record]:
     return run(step, task)
 
 
-SUITE = Suite("compare", CompareStep, _run)
+SUITE = Suite("compare", "Comparison", CompareStep, _run)

@@ -15,4 +15,4 @@ def _run(step: ConformanceStep, task: Task) -> AsyncIterator[Record]:
     return run(step, task)
 
 
-SUITE = Suite("conformance", ConformanceStep, _run)
+SUITE = Suite("conformance", "Conformance", ConformanceStep, _run)

@@ -13,6 +13,8 @@ from scenarios.model.steps import Step
 class ConformanceStep(Step):
     """Whether the service speaks the Open Inference Protocol."""
 
+    through_ingress: ClassVar[bool] = False
+
     suite: Literal["conformance"]
     profiles: list[Literal["rest", "binary", "grpc", "repository", "statistics", "openai", "generate", "metrics"]] = (
         Field(default=["rest", "grpc"], description="repository unloads the model for a moment")
@@ -26,8 +28,6 @@ class ConformanceStep(Step):
         if value is not None and value <= 0:
             raise ValueError("expected more than 0s; leave it out for none")
         return value
-
-    through_ingress: ClassVar[bool] = False
 
     def asks_grpc(self) -> bool:
         return "grpc" in self.profiles

@@ -15,4 +15,4 @@ def _run(step: LoadStep, task: Task) -> AsyncIterator[Record]:
     return run(step, task)
 
 
-SUITE = Suite("load", LoadStep, _run)
+SUITE = Suite("load", "Load", LoadStep, _run)

@@ -15,4 +15,4 @@ def _run(step: ParityStep, task: Task) -> AsyncIterator[Record]:
     return run(step, task)
 
 
-SUITE = Suite("parity", ParityStep, _run)
+SUITE = Suite("parity", "Parity", ParityStep, _run)

@@ -19,14 +19,14 @@ class ToleranceChoice(Strict):
 class ParityStep(Step):
     """Whether the service gives the numbers that the model's framework gives offline."""
 
+    needs_golden: ClassVar[bool] = True
+    through_ingress: ClassVar[bool] = False
+
     suite: Literal["parity"]
     tolerances: dict[str, ToleranceChoice] = Field(default_factory=dict, description="by datatype, such as FP32")
 
     def chosen(self) -> dict[str, Tolerance]:
         return {name: Tolerance(item.relative, item.absolute) for name, item in self.tolerances.items()}
-
-    needs_golden: ClassVar[bool] = True
-    through_ingress: ClassVar[bool] = False
 
     def asks_grpc(self) -> bool:
         return True

@@ -15,4 +15,4 @@ def _run(step: ProbesStep, task: Task) -> AsyncIterator[Record]:
     return run(step, task)
 
 
-SUITE = Suite("probes", ProbesStep, _run)
+SUITE = Suite("probes", "Probes", ProbesStep, _run)

@@ -69,6 +69,8 @@ class Suite(Generic[_S]):
 
     name: str
     """As scenario files say it."""
+    title: str
+    """As reports call its part."""
     step: type[_S]
     """What a scenario says of a step of this suite; its field ``suite`` is the literal ``name``."""
     run: Callable[[_S, Task], AsyncIterator[Record]]
