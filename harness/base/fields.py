@@ -30,6 +30,8 @@ def _share(value: object) -> object:
     return share
 
 
+METAVARS = {_duration: "T", _rate: "R", _share: "SHARE"}
+"""How help texts call a value that is read so."""
 _UNIT = {"type": "string", "pattern": r"^\s*(\d+(\.\d+)?\s*(us|ms|s|m|h)\s*)+$", "examples": ["30s", "250ms", "1m30s"]}
 Duration = Annotated[
     float,

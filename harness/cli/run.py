@@ -13,6 +13,7 @@ from rich.console import Console
 
 from harness.base.errors import EXIT_INTERRUPTED, UsageError
 from harness.base.tls import Tls
+from harness.cli.fields import parameters, validated, with_options
 from harness.cli.options import Json, Junit
 from harness.cli.output import emit_json
 from harness.cli.session import Output, execute
@@ -166,39 +167,15 @@ def _run_step(step: Step, endpoint: Endpoint, seed: int, output: Output) -> NoRe
     raise typer.Exit(execute(f"{step.kind} of {endpoint.model}", seed, work, output))
 
 
-def _validated(kind: type[Any], values: dict[str, Any]) -> Any:
-    """A step from command-line values. Raises UsageError."""
-    from pydantic import ValidationError
-
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            field = next((str(part) for part in item["loc"]), "")
-            option = f"--{field.replace('profiles', 'profile')} {item['input']!r}: " if field else ""
-            problems.append(option + item["msg"].removeprefix("Value error, "))
-        raise UsageError("; ".join(problems)) from error
+GIVEN = {"service": "target"}
+"""What a command says of a step by itself."""
 
 
-@app.command()
 def conformance(
     url: Url,
     model: Model,
     grpc: Grpc = "",
     host: Host = "",
-    profile: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="rest, binary, grpc, repository, statistics, openai, generate, metrics; by default rest (and grpc)"
-        ),
-    ] = None,
-    metrics: Annotated[
-        str, typer.Option(metavar="PATH", help="where the metrics page is: a path or a URL")
-    ] = "/metrics",
-    fuzz: Annotated[
-        str | None, typer.Option(metavar="T", help="afterwards, requests that nobody wrote down, for so long")
-    ] = None,
     payload: Payload = None,
     golden: Golden = None,
     ca: Ca = None,
@@ -206,20 +183,19 @@ def conformance(
     out: Out = None,
     json: Json = "",
     junit: Junit = None,
-    seed: Annotated[int, typer.Option(help="of the fuzz")] = 1,
+    seed: Seed = 1,
     quiet: Quiet = False,
+    **texts: Any,
 ) -> None:
     """Checks a running server against the protocol."""
     endpoint = _endpoint(url, model, grpc, host, payload, golden, ca, read_baseline(baseline) if baseline else None)
-    profiles = profile or ["rest", *(["grpc"] if grpc else [])]
-    if "grpc" in profiles and not grpc:
+    texts["profiles"] = texts["profiles"] or ["rest", *(["grpc"] if grpc else [])]
+    if "grpc" in texts["profiles"] and not grpc:
         raise UsageError("--profile grpc needs --grpc HOST:PORT")
-    values = {"suite": "conformance", "service": "target", "profiles": profiles, "metrics": metrics, "fuzz": fuzz}
-    step = _validated(ConformanceStep, values)
+    step = validated(ConformanceStep, texts, {**GIVEN, "suite": "conformance"})
     _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
 
 
-@app.command()
 def parity(
     url: Url,
     model: Model,
@@ -231,29 +207,15 @@ def parity(
     json: Json = "",
     junit: Junit = None,
     quiet: Quiet = False,
+    **texts: Any,
 ) -> None:
     """Compares a running server with golden outputs."""
     endpoint = _endpoint(url, model, grpc, host, None, golden, ca)
-    _run_step(
-        _validated(ParityStep, {"suite": "parity", "service": "target"}), endpoint, 1, Output(out, json, junit, quiet)
-    )
+    step = validated(ParityStep, texts, {**GIVEN, "suite": "parity"})
+    _run_step(step, endpoint, 1, Output(out, json, junit, quiet))
 
 
-Duration = Annotated[str | None, typer.Option(metavar="T", help="of the measured part, such as 30s")]
-Arrivals = Annotated[str, typer.Option(help="constant, poisson or gamma")]
-Burstiness = Annotated[float, typer.Option(metavar="CV", help="of gamma arrivals: 1 is Poisson, above it bursts")]
-LoadProtocol = Annotated[
-    str, typer.Option("--protocol", help="rest, binary, grpc, grpc-stream or openai (streamed chat)")
-]
-Warmup = Annotated[str, typer.Option(metavar="T", help="sent before, and not in the result; or: steady")]
-Timeout = Annotated[str, typer.Option(metavar="T", help="from the moment a request is due")]
-Connections = Annotated[int, typer.Option(metavar="N", help="at most so many at once")]
-Processes = Annotated[int, typer.Option(metavar="N", help="generators; one a core")]
-Workers = Annotated[
-    str | None, typer.Option(metavar="URL", help="generators elsewhere: locust://HOST:PORT?expect=N to wait for them")
-]
-SloOption = Annotated[list[str] | None, typer.Option(metavar="EXPR", help="such as 'p99 < 50ms'; may be repeated")]
-Seed = Annotated[int, typer.Option(help="of the arrivals")]
+Seed = Annotated[int, typer.Option(metavar="N", help="of everything that is drawn at random")]
 Payloads = Annotated[
     list[str] | None,
     typer.Option("--payload", metavar="FILE[:WEIGHT]", help="a v2 inference request to send; several are mixed"),
@@ -289,34 +251,9 @@ def _load_endpoint(
     return replace(endpoint, mix=tuple(mix))
 
 
-@app.command()
 def load(
     url: Url,
     model: Model,
-    duration: Duration = None,
-    rate: Annotated[
-        str | None, typer.Option(metavar="R", help="requests a second, whatever the server does; or: 150% of 200/s")
-    ] = None,
-    shape: Annotated[
-        str | None, typer.Option(metavar="SHAPE", help="a rate over time, such as 'ramp 10/s to 200/s'; see docs")
-    ] = None,
-    trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="CSV with a time in seconds first on each line, to replay")
-    ] = None,
-    concurrency: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="clients that each wait for their answer; or: max, for the highest throughput"),
-    ] = None,
-    think: Annotated[str, typer.Option(metavar="T", help="between an answer and the client's next request")] = "0s",
-    arrivals: Arrivals = "poisson",
-    burstiness: Burstiness = 1.0,
-    protocol: LoadProtocol = "rest",
-    warmup: Warmup = "1s",
-    timeout: Timeout = "10s",
-    connections: Connections = 256,
-    processes: Processes = 1,
-    workers: Workers = None,
-    slo: SloOption = None,
     seed: Seed = 1,
     grpc: Grpc = "",
     host: Host = "",
@@ -327,50 +264,20 @@ def load(
     json: Json = "",
     junit: Junit = None,
     quiet: Quiet = False,
+    **texts: Any,
 ) -> None:
     """Sends load to a running server.
 
     Latency counts from the moment a request was due, so that a server that stands still cannot hide it.
     """
-    values: dict[str, Any] = {
-        "suite": "load",
-        "service": "target",
-        "arrivals": arrivals,
-        "burstiness": burstiness,
-        "protocol": protocol,
-        "warmup": warmup,
-        "timeout": timeout,
-        "connections": connections,
-        "processes": processes,
-        "workers": workers,
-        "slo": slo or [],
-        "think": think,
-    }
-    optional = {"duration": duration, "rate": rate, "shape": shape, "trace": trace, "concurrency": concurrency}
-    values |= {key: value for key, value in optional.items() if value is not None}
-    step = _validated(LoadStep, values)
-    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, ca, protocol)
+    step = validated(LoadStep, texts, {**GIVEN, "suite": "load"})
+    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, ca, step.protocol)
     _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
 
 
-@app.command()
 def capacity(
     url: Url,
     model: Model,
-    slo: SloOption = None,
-    duration: Duration = "5s",
-    start: Annotated[str, typer.Option(metavar="R", help="the first rate tried")] = "10/s",
-    most: Annotated[str, typer.Option(metavar="R", help="no higher rate is tried")] = "100000/s",
-    tolerance: Annotated[float, typer.Option(help="how close the search comes, as a share of the rate")] = 0.05,
-    repeats: Annotated[int, typer.Option(metavar="N", help="trials that must all meet the objectives at a rate")] = 3,
-    arrivals: Arrivals = "poisson",
-    burstiness: Burstiness = 1.0,
-    protocol: LoadProtocol = "rest",
-    warmup: Annotated[str, typer.Option(metavar="T", help="of each trial")] = "1s",
-    timeout: Timeout = "10s",
-    connections: Connections = 256,
-    processes: Processes = 1,
-    workers: Workers = None,
     seed: Seed = 1,
     grpc: Grpc = "",
     host: Host = "",
@@ -381,29 +288,24 @@ def capacity(
     json: Json = "",
     junit: Junit = None,
     quiet: Quiet = False,
+    **texts: Any,
 ) -> None:
     """Searches the highest rate that meets the objectives."""
-    values: dict[str, Any] = {
-        "suite": "capacity",
-        "service": "target",
-        "duration": duration,
-        "start": start,
-        "most": most,
-        "tolerance": tolerance,
-        "repeats": repeats,
-        "arrivals": arrivals,
-        "burstiness": burstiness,
-        "protocol": protocol,
-        "warmup": warmup,
-        "timeout": timeout,
-        "connections": connections,
-        "processes": processes,
-        "workers": workers,
-        "slo": slo or [],
-    }
-    step = _validated(CapacityStep, values)
-    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, ca, protocol)
+    texts["duration"] = texts["duration"] or TRIAL
+    step = validated(CapacityStep, texts, {**GIVEN, "suite": "capacity"})
+    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, ca, step.protocol)
     _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
+
+
+TRIAL = "5s"
+"""Of a trial, where the command line does not say it."""
+for _command, _step, _defaults in (
+    (conformance, ConformanceStep, {"profiles": "rest, and grpc with --grpc"}),
+    (parity, ParityStep, {}),
+    (load, LoadStep, {}),
+    (capacity, CapacityStep, {"duration": TRIAL}),
+):
+    app.command()(with_options(_command, parameters(_step, ("suite", "service", "name"), _defaults)))
 
 
 @app.command()

@@ -81,10 +81,14 @@ class Step(Strict):
 class Traffic(Step):
     """What load and capacity steps share."""
 
-    duration: Duration | None = Field(None, description="of the measured part")
-    arrivals: Literal["constant", "poisson", "gamma"] = "poisson"
+    duration: Duration | None = Field(None, description="of the measured part, such as 30s")
+    arrivals: Literal["constant", "poisson", "gamma"] = Field(
+        "poisson", description="how requests of an open loop are spread over time"
+    )
     burstiness: float = Field(1.0, gt=0, description="of gamma arrivals: 1 is Poisson, above it comes in bursts")
-    protocol: Literal["rest", "binary", "grpc", "grpc-stream", "openai"] = "rest"
+    protocol: Literal["rest", "binary", "grpc", "grpc-stream", "openai"] = Field(
+        "rest", description="how the service is asked; openai is streamed chat"
+    )
     timeout: Duration = Field(10.0, validate_default=False, description="from the moment a request is due")
     connections: int = Field(256, ge=1, description="at most so many at once; more requests wait on the client's side")
     processes: int = Field(1, ge=1, le=64, description="generators; one a core")
@@ -93,7 +97,7 @@ class Traffic(Step):
         description="generators elsewhere, by Locust: locust://HOST:PORT?expect=N, where they connect to, or"
         " cluster://?expect=N in the cluster itself",
     )
-    slo: list[Slo] = Field(default_factory=list)
+    slo: list[Slo] = Field(default_factory=list, description="an objective, such as 'p99 < 50ms'")
 
     @field_validator("duration", "timeout")
     @classmethod
