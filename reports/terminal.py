@@ -28,11 +28,13 @@ from reports.tables import (
 )
 
 SHOWN = 12
+"""Failures and kinds of errors listed under a step; the report has all of them."""
 QUIET_S = 30.0
-"""Where the output is no terminal, a status is shown when nothing else was for so long."""
+"""Without a terminal, a status is printed when nothing else was printed for this long."""
 LONGEST_REQUEST = 600
+"""Characters of a request that are shown."""
 MOST_ASKED = (".last_answer", ".rollback.lossless", ".no_traffic")
-"""Failures listed under a step; the report has them all."""
+"""Ends of the ids of the checks shown for a step with more than ``SHOWN`` passed checks."""
 
 
 def escape(text: str) -> str:
