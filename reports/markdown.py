@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from harness.base.shown import visible
 from harness.results.records import LoadResult
@@ -16,6 +17,7 @@ from reports.tables import (
     COLUMNS,
     LEVELS,
     STATES,
+    ScoreRow,
     beside_rows,
     capacity_rows,
     cluster_parts,
@@ -104,125 +106,159 @@ def _whole(run: Run, verdict: Verdict) -> str:
     info = run.info
     lines = [f"# {info.get('name')}: {verdict.word}", ""]
     lines += [f"Started {info.get('started')}, exit code {verdict.exit_code}, seed {info.get('seed')}.", ""]
-    if verdict.reasons:
-        lines += ["## Why", ""]
-        lines += [f"- {_cell(reason)[:600]}" for reason in verdict.reasons[:30]]
-        if len(verdict.reasons) > 30:
-            lines.append(f"- and {len(verdict.reasons) - 30} more; see report.html")
-        lines.append("")
+    lines += _reasons(verdict)
+    for part in _PARTS:
+        lines += part(run)
+    return "\n".join(lines)
+
+
+def _reasons(verdict: Verdict) -> list[str]:
+    if not verdict.reasons:
+        return []
+    lines = ["## Why", "", *(f"- {_cell(reason)[:600]}" for reason in verdict.reasons[:30])]
+    if len(verdict.reasons) > 30:
+        lines.append(f"- and {len(verdict.reasons) - 30} more; see report.html")
+    return [*lines, ""]
+
+
+def _services(run: Run) -> list[str]:
     rows = [
         [
             row.name,
             row.runtime,
             row.model,
             row.ready,
-            tally_text(row.conformance),
-            tally_text(row.parity),
-            tally_text(row.load),
-            tally_text(row.cluster),
+            *(tally_text(counts) for counts in (row.conformance, row.parity, row.load, row.cluster)),
         ]
         for row in service_rows(run)
     ]
-    if rows:
-        lines += ["## Services", ""]
-        lines += _table(
-            ["service", "runtime", "model", "ready after", "conformance", "parity", "load", "cluster"], rows
-        )
+    head = ["service", "runtime", "model", "ready after", "conformance", "parity", "load", "cluster"]
+    return ["## Services", "", *_table(head, rows)] if rows else []
+
+
+def _scores(run: Run) -> list[str]:
     cards = scorecard(run)
-    if cards:
-        lines += ["## Scorecard", "", "Passed of applicable: MUST / SHOULD / MAY.", ""]
-        profiles = score_profiles(cards)
-        lines += _table(
-            ["service", "runtime", *profiles],
-            [
-                [
-                    card.service,
-                    card.runtime,
-                    *(
-                        " / ".join(card.scores[name].text(level) for level in LEVELS) if name in card.scores else ""
-                        for name in profiles
-                    ),
-                ]
-                for card in cards
-            ],
-        )
+    if not cards:
+        return []
+    profiles = score_profiles(cards)
+
+    def cell(card: ScoreRow, name: str) -> str:
+        return " / ".join(card.scores[name].text(level) for level in LEVELS) if name in card.scores else ""
+
+    rows = [[card.service, card.runtime, *(cell(card, name) for name in profiles)] for card in cards]
+    head = ["service", "runtime", *profiles]
+    return ["## Scorecard", "", "Passed of applicable: MUST / SHOULD / MAY.", "", *_table(head, rows)]
+
+
+def _capacities(run: Run) -> list[str]:
+    lines = []
     for row in capacity_rows(run):
         seen = f" ({row.check.observed})" if row.check else ""
         lines += [f"Capacity of {row.service} ({row.runtime}): **{row.found}**{seen}", ""]
-    if stages(run):
-        lines += [
-            "## Load",
-            "",
-            "Latency counts from the moment a request was due; a request that failed was never answered.",
-            "",
-        ]
-        head = ["stage", "what", "achieved", *(COLUMN_TITLES.get(name, name) for name in COLUMNS), "errors", "valid"]
-        lines += _table(
-            head,
-            [row for load in stages(run) for row in _stage_rows(load)],
-        )
-        lines += _errors(run)
-        lines += [
-            f"{load.step}: {load.resent} requests went out twice: the server had closed the connection before they"
-            " reached it.\n"
-            for load in stages(run)
-            if load.resent
-        ]
+    return lines
+
+
+def _loads(run: Run) -> list[str]:
+    shown = stages(run)
+    if not shown:
+        return []
+    head = ["stage", "what", "achieved", *(COLUMN_TITLES.get(name, name) for name in COLUMNS), "errors", "valid"]
+    resent = [
+        f"{load.step}: {load.resent} requests went out twice: the server had closed the connection before they"
+        " reached it.\n"
+        for load in shown
+        if load.resent
+    ]
+    return [
+        "## Load",
+        "",
+        "Latency counts from the moment a request was due; a request that failed was never answered.",
+        "",
+        *_table(head, [row for load in shown for row in _stage_rows(load)]),
+        *_errors(run),
+        *resent,
+    ]
+
+
+def _published(run: Run) -> list[str]:
     beside = beside_rows(run)
-    if beside:
-        lines += ["## Beside published figures", "", "Ours, and theirs in brackets.", ""]
-        names = list(dict.fromkeys(name for row in beside for name, _, _ in row.figures))
-        cells = [{name: f"{ours} ({theirs})" for name, ours, theirs in row.figures} for row in beside]
-        lines += _table(
-            ["stage", *names],
-            [[row.what, *(found.get(name, "") for name in names)] for row, found in zip(beside, cells, strict=True)],
-        )
-        lines += [f"- {source}" for source in dict.fromkeys(row.source for row in beside)] + [""]
+    if not beside:
+        return []
+    names = list(dict.fromkeys(name for row in beside for name, _, _ in row.figures))
+    cells = [{name: f"{ours} ({theirs})" for name, ours, theirs in row.figures} for row in beside]
+    rows = [[row.what, *(found.get(name, "") for name in names)] for row, found in zip(beside, cells, strict=True)]
+    sources = [f"- {source}" for source in dict.fromkeys(row.source for row in beside)]
+    head = ["## Beside published figures", "", "Ours, and theirs in brackets.", ""]
+    return [*head, *_table(["stage", *names], rows), *sources, ""]
+
+
+def _comparisons(run: Run) -> list[str]:
+    lines = []
     for compared in comparison_parts(run):
-        lines += [f"## {compared.sentence}", ""]
-        lines += _table(HEAD, [compared_cells(row) for row in compared.rows])
-        lines += [how(compared.rows), ""]
+        rows = [compared_cells(row) for row in compared.rows]
+        lines += [f"## {compared.sentence}", "", *_table(HEAD, rows), how(compared.rows), ""]
+    return lines
+
+
+def _cluster_steps(run: Run) -> list[str]:
+    lines = []
     for part in cluster_parts(run):
+        rows = [[STATES[state_of(item)][0], item.requirement, item.observed or item.reason] for item in part.checks]
         lines += [f"## {part.title} of {part.service} ({part.runtime})", ""]
-        lines += _table(
-            ["", "what is required", "observed"],
-            [[STATES[state_of(item)][0], item.requirement, item.observed or item.reason] for item in part.checks],
-        )
+        lines += _table(["", "what is required", "observed"], rows)
         if part.figures:
             lines += [", ".join(f"{name} {value}" for name, value in part.figures) + ".", ""]
-    if run.parity:
-        lines += ["## Parity", ""]
-        lines += _table(
-            ["service", "comparison", "elements", "max abs", "max rel", "ULP", "argmax", "within"],
-            [
-                [
-                    group.service,
-                    group.comparison,
-                    str(group.elements),
-                    *parity_cells(group),
-                    "yes" if group.within else "no",
-                ]
-                for group in parity_groups(run)
-            ],
-        )
-    if known := deviation_groups(run):
-        lines += ["## Known deviations", ""]
-        lines += _table(
-            ["service", "why it is expected", "checks"],
-            [[group.service, group.reason, ", ".join(check.id for check in group.checks)] for group in known],
-        )
+    return lines
+
+
+def _parity(run: Run) -> list[str]:
+    if not run.parity:
+        return []
+    rows = [
+        [group.service, group.comparison, str(group.elements), *parity_cells(group), "yes" if group.within else "no"]
+        for group in parity_groups(run)
+    ]
+    head = ["service", "comparison", "elements", "max abs", "max rel", "ULP", "argmax", "within"]
+    return ["## Parity", "", *_table(head, rows)]
+
+
+def _known(run: Run) -> list[str]:
+    known = deviation_groups(run)
+    rows = [[group.service, group.reason, ", ".join(check.id for check in group.checks)] for group in known]
+    return ["## Known deviations", "", *_table(["service", "why it is expected", "checks"], rows)] if known else []
+
+
+def _evidence(run: Run) -> list[str]:
     failed = [check for check in run.checks if check.fails_run]
-    if failed:
-        lines += ["## Evidence", ""]
-        for check in failed[:20]:
-            lines += [f"- {_cell(describe(check))[:400]}"]
-            lines += [f"  - {_code(exchange.request[:300])}" for exchange in check.evidence[-1:]]
-        lines.append("")
+    if not failed:
+        return []
+    lines = ["## Evidence", ""]
+    for check in failed[:20]:
+        lines += [f"- {_cell(describe(check))[:400]}"]
+        lines += [f"  - {_code(exchange.request[:300])}" for exchange in check.evidence[-1:]]
+    return [*lines, ""]
+
+
+def _signed(run: Run) -> list[str]:
     signed = sign_off(run)
-    lines += ["## Sign-off", ""]
+    lines = ["## Sign-off", ""]
     if signed.steps:
         rows = [[item.name, item.suite, item.service, item.state, item.result, item.seconds] for item in signed.steps]
         lines += _table(["step", "suite", "service", "state", "result", "time"], rows)
-    lines += [f"- {name}: {_cell(text)}" for name, text in signed.facts]
-    lines.append("")
-    return "\n".join(lines)
+    return [*lines, *(f"- {name}: {_cell(text)}" for name, text in signed.facts), ""]
+
+
+_PARTS: tuple[Callable[[Run], list[str]], ...] = (
+    _services,
+    _scores,
+    _capacities,
+    _loads,
+    _published,
+    _comparisons,
+    _cluster_steps,
+    _parity,
+    _known,
+    _evidence,
+    _signed,
+)
+"""In the order of the summary; each gives nothing where the run has nothing of it."""
