@@ -6,7 +6,7 @@ import base64
 import functools
 import gzip
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -20,6 +20,9 @@ from reports.palette import dark_variables
 from reports.signoff import sign_off
 from reports.stages import StageView
 from reports.terminal import streaming_lines
+
+if TYPE_CHECKING:
+    from reports.drawings import Drawings
 
 
 @functools.cache
@@ -82,10 +85,18 @@ def _contents(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def html(run: Run, verdict: Verdict, views: list[StageView]) -> tuple[str, dict[str, bytes]]:
     """The page, and its plots as files. ``views`` are of the stages that have samples."""
-    from reports import plots  # matplotlib takes its time, and most commands plot nothing
     from reports.drawings import Drawings
 
     drawings = Drawings()
+    values = {**_drawn(run, views, drawings), **_found(run, verdict)}
+    values["contents"] = _contents(values)
+    return str(_environment().get_template("report.html.j2").render(values)), drawings.files
+
+
+def _drawn(run: Run, views: list[StageView], drawings: Drawings) -> dict[str, Any]:
+    """The parts of the page that have a plot each, with it."""
+    from reports import plots  # matplotlib takes its time, and most commands plot nothing
+
     by_step = {view.load.step: view for view in views}
 
     def of_cluster(part: tables.ClusterPart) -> Markup:
@@ -95,35 +106,12 @@ def html(run: Run, verdict: Verdict, views: list[StageView]) -> tuple[str, dict[
         figure, label = plots.of_series(part.series, by_step.get(part.step))
         return drawings.add(part.step, label, figure)
 
-    services = tables.conformance_services(run)
-    cards = tables.scorecard(run)
-    places = {id(check): index for index, check in enumerate(run.checks)}
-    parity = [check for check in run.checks if check.suite == "parity"]
     values: dict[str, Any] = {
         "parts": [(part, of_cluster(part)) for part in tables.cluster_parts(run)],
-        "run": run,
-        "info": run.info,
-        "verdict": verdict,
-        "counts": tally(run.checks),
-        "rows": tables.service_rows(run),
-        "matrix": tables.matrix(run),
-        "cards": cards,
-        "profiles": tables.score_profiles(cards),
-        "services": services,
-        "runtimes": {check.service: check.runtime for check in run.checks},
-        "place": lambda check: places[id(check)],
-        "failures": [check for check in run.checks if check.fails_run],
-        "known": tables.deviation_groups(run),
-        "others": [check for check in run.checks if check.suite == "load"],
-        "parity": tables.parity_groups(run),
-        "parity_checks": {(check.step, check.service, check.id.removeprefix("parity.")): check for check in parity},
-        "skipped_parity": [check for check in parity if check.outcome is Outcome.SKIPPED],
-        "loads": tables.stages(run),
         "capacities": [
             (row, drawings.add(row.step, "Latency by offered rate", plots.capacity_curve(row.trials, row.knee)))
             for row in tables.capacity_rows(run)
         ],
-        "beside": tables.beside_rows(run),
         "comparisons": [
             (part, drawings.add(f"{part.step}-{part.variant}", "Ratios with their intervals", plots.ratios(part.rows)))
             for part in comparisons.comparison_parts(run)
@@ -134,18 +122,45 @@ def html(run: Run, verdict: Verdict, views: list[StageView]) -> tuple[str, dict[
             (view, drawings.add(f"{view.load.step}-timeline", f"{view.load.step} over time", plots.timeline(view)))
             for view in views
         ],
+    }
+    if views:
+        curves, spread = plots.percentile_curves(views), plots.distributions(views)
+        values["curves"] = drawings.add("percentiles", "Latency by percentile for each load stage", curves)
+        values["distributions"] = drawings.add("distributions", "Distribution of latencies for each load stage", spread)
+    return values
+
+
+def _found(run: Run, verdict: Verdict) -> dict[str, Any]:
+    """What the page says in words and tables."""
+    cards = tables.scorecard(run)
+    places = {id(check): index for index, check in enumerate(run.checks)}
+    parity = [check for check in run.checks if check.suite == "parity"]
+    return {
+        "run": run,
+        "info": run.info,
+        "verdict": verdict,
+        "counts": tally(run.checks),
+        "rows": tables.service_rows(run),
+        "matrix": tables.matrix(run),
+        "cards": cards,
+        "profiles": tables.score_profiles(cards),
+        "services": tables.conformance_services(run),
+        "runtimes": {check.service: check.runtime for check in run.checks},
+        "place": lambda check: places[id(check)],
+        "failures": [check for check in run.checks if check.fails_run],
+        "known": tables.deviation_groups(run),
+        "others": [check for check in run.checks if check.suite == "load"],
+        "parity": tables.parity_groups(run),
+        "parity_checks": {(check.step, check.service, check.id.removeprefix("parity.")): check for check in parity},
+        "skipped_parity": [check for check in parity if check.outcome is Outcome.SKIPPED],
+        "loads": tables.stages(run),
+        "beside": tables.beside_rows(run),
         "links": {load.step: tables.data_links(run, load) for load in run.loads},
         "scenario": _text_of(run, "scenario.yaml"),
         "signed": sign_off(run),
         "evidence": _evidence(run.checks),
         "dark_plots": Markup(dark_variables()),  # noqa: S704 - our own colours
     }
-    if views:
-        curves, spread = plots.percentile_curves(views), plots.distributions(views)
-        values["curves"] = drawings.add("percentiles", "Latency by percentile for each load stage", curves)
-        values["distributions"] = drawings.add("distributions", "Distribution of latencies for each load stage", spread)
-    values["contents"] = _contents(values)
-    return str(_environment().get_template("report.html.j2").render(values)), drawings.files
 
 
 def _text_of(run: Run, name: str) -> str:
