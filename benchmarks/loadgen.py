@@ -26,8 +26,9 @@ import grpc
 import numpy as np
 
 from benchmarks.peers import CLIENT, PACED, PEERS, wrk_at
+from harness.base.protocols import Protocol
 from harness.load.arrivals import due_times, steady
-from harness.load.job import Job, Protocol, Request
+from harness.load.job import Job, Request
 from harness.load.runner import StageResult, run_stage
 from harness.results.stats import percentile, summarize
 from harness.target.protocol.grpc_client import infer_request

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from harness.base.errors import EnvironmentError_, RuntimeSpecError, UsageError
 from harness.base.fields import Strict
+from harness.base.protocols import Profile
 from harness.results.records import Deviation
 from runtimes.environments import (
     Progress,
@@ -55,7 +56,7 @@ class RuntimeSpec(Strict):
     """With the same placeholders."""
     ports: dict[Literal["http", "grpc", "metrics"], int]
     """Container ports, as in the ServingRuntime manifest."""
-    protocols: list[Literal["rest", "binary", "grpc", "repository", "statistics", "metrics", "openai", "generate"]]
+    protocols: list[Profile]
     model_formats: list[str]
     model_name: Literal["service", "model"] = "service"
     """What the served model is called in a cluster that pulls images: by the service, or by its own folder."""

@@ -19,7 +19,7 @@ ROOMS = {
     "harness.target": "harness.base harness.results",
     "harness.load": "harness.base",
     "harness.kubernetes": "harness.base harness.results",
-    "harness.lint": "harness.base",
+    "harness.lint": "harness.base harness.kubernetes",
     "runtimes": "harness.base harness.results",
     "cluster": "harness.base harness.kubernetes harness.load runtimes",
     "reports": "harness.base harness.results",

@@ -15,10 +15,11 @@ from rich.table import Table
 
 from harness.base.errors import EXIT_FAILED, UsageError
 from harness.base.files import write_atomic
+from harness.base.quantities import parse_bytes
 from harness.base.units import parse_duration, parse_rate
 from harness.cli.options import Json, Junit
 from harness.cli.output import emit_json
-from harness.lint import RULES, Facts, Finding, Level, Subject, lint, parse_bytes, read_manifests, subjects_of
+from harness.lint import RULES, Facts, Finding, Level, Subject, lint, read_manifests, subjects_of
 from harness.results.history import stages_of
 from harness.results.runstore import read_run
 from scenarios.file.reading import find_scenario, load_scenario

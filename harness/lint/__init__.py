@@ -4,7 +4,7 @@ A rule gets one InferenceService with what is known about it and yields findings
 matters, and what to write instead.
 """
 
-from harness.lint.manifests import Facts, Subject, parse_bytes, read_manifests, subjects_of
+from harness.lint.manifests import Facts, Subject, read_manifests, subjects_of
 from harness.lint.rules import RULES, Finding, Level, Rule, lint
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "Rule",
     "Subject",
     "lint",
-    "parse_bytes",
     "read_manifests",
     "subjects_of",
 ]

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from harness.base.quantities import parse_quantity
 from harness.base.units import format_duration
-from harness.lint.manifests import FRAMEWORKS, Subject, parse_quantity
+from harness.kubernetes.predictors import FRAMEWORKS
+from harness.lint.manifests import Subject
 
 Spot = tuple[str, str, str]
 """Where in the manifest, what is there, and what to write instead."""

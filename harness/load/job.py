@@ -6,9 +6,9 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-Protocol = Literal["rest", "binary", "grpc", "grpc-stream", "openai"]
+from harness.base.protocols import Protocol
+
 STREAMED = ("grpc-stream", "openai")
 """Protocols whose answers come in pieces, which are timed one by one."""
 DUE = "due_ns"

@@ -19,8 +19,8 @@ from cluster.model import Existing, Local, Models, Reach
 from cluster.reach.ingress import candidates, kserve_ingress, service_port
 from cluster.workloads.generators import WORKER_CPU
 from harness.base.errors import ClusterError, RuntimeSpecError
+from harness.base.quantities import parse_quantity
 from harness.kubernetes.kube import Kube
-from harness.lint.manifests import parse_quantity
 from runtimes.catalog import find_runtime, requested
 from scenarios.engine.ports import at_ingress, beside
 from scenarios.file.scenario import Scenario

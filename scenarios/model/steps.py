@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from harness.base.fields import Duration, Strict
+from harness.base.protocols import Protocol
 from harness.load.distributed import Address
 from harness.results.slo import Objective, parse_slo
 from scenarios.model.objectives import Slo
@@ -86,9 +87,7 @@ class Traffic(Step):
         "poisson", description="how requests of an open loop are spread over time"
     )
     burstiness: float = Field(1.0, gt=0, description="of gamma arrivals: 1 is Poisson, above it comes in bursts")
-    protocol: Literal["rest", "binary", "grpc", "grpc-stream", "openai"] = Field(
-        "rest", description="how the service is asked; openai is streamed chat"
-    )
+    protocol: Protocol = Field("rest", description="how the service is asked; openai is streamed chat")
     timeout: Duration = Field(10.0, validate_default=False, description="from the moment a request is due")
     connections: int = Field(256, ge=1, description="at most so many at once; more requests wait on the client's side")
     processes: int = Field(1, ge=1, le=64, description="generators; one a core")

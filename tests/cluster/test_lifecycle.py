@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from cluster.local.provider import LocalCluster
+from harness.base.protocols import Protocol
 from harness.load.arrivals import due_times, steady
-from harness.load.job import Job, Protocol, Request
+from harness.load.job import Job, Request
 from harness.load.runner import StageResult, run_stage
 from harness.target.golden import read_golden
 from harness.target.protocol.grpc_client import infer_request

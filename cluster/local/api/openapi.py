@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from cluster.local.api.resources import RESOURCES, Object, ResourceType
+from harness.kubernetes.predictors import FRAMEWORKS
 
 # Both spellings of the client's generators: list[X] and dict(str, X), List[X] and Dict[str, X].
 _LIST = re.compile(r"[lL]ist\[(.+)\]")
@@ -41,18 +42,6 @@ _CORE_KINDS = (
     "V1StorageClass",
 )
 _FREE: Object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-FRAMEWORKS = (
-    "sklearn",
-    "xgboost",
-    "tensorflow",
-    "pytorch",
-    "triton",
-    "onnx",
-    "huggingface",
-    "pmml",
-    "lightgbm",
-    "paddle",
-)
 
 
 @functools.cache

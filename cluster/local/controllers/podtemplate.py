@@ -13,12 +13,12 @@ import re
 from typing import Any
 
 from cluster.local.api import faults
-from cluster.local.api.openapi import FRAMEWORKS
 from cluster.local.api.patches import strategic_merge
 from cluster.local.api.podmarks import MODEL_LABEL, STORAGE_ANNOTATION
 from cluster.local.api.resources import Object
 from cluster.local.kubelet.devices import GPU
 from harness.kubernetes.kpa_settings import settings_of
+from harness.kubernetes.predictors import FRAMEWORKS
 
 CONTAINER = "kserve-container"
 MODEL_DIR = "/mnt/models"

@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.local.api.faults import broken_split, faults_of
 from cluster.local.api.patches import strategic_merge
@@ -29,6 +28,7 @@ from cluster.local.controllers.podtemplate import InvalidSpec, template_hash
 from cluster.local.controllers.workload import is_ready
 from cluster.local.ingress.routes import RouteTable, Share
 from cluster.local.kubelet.pods import Kubelet
+from harness.base.quantities import parse_quantity
 from harness.kubernetes.kpa_settings import PREFIX
 
 DEPLOYMENT = BY_KIND["Deployment"]
@@ -470,7 +470,9 @@ class Standard:
     def _utilization(self, deployment: Object) -> float | None:
         """Percent of the request that the ready pods used since the last look, on average; None without a request, or
         before there is anything to compare."""
-        request = _cores(path(deployment["spec"]["template"]["spec"]["containers"][0], "resources", "requests", "cpu"))
+        request = parse_quantity(
+            path(deployment["spec"]["template"]["spec"]["containers"][0], "resources", "requests", "cpu")
+        )
         shares = []
         for pod in self._pods(deployment):
             name = pod["metadata"]["name"]
@@ -486,10 +488,3 @@ class Standard:
         if request is None or not shares:
             return None
         return 100 * sum(shares) / len(shares) / request
-
-
-def _cores(quantity: Any) -> float | None:
-    if quantity is None:
-        return None
-    text = str(quantity)
-    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from harness.base.fields import Duration, Rate, Strict
+from harness.base.protocols import Unary
 from scenarios.model.counters import Counter
 from scenarios.model.services import Variant
 from scenarios.model.steps import Step
@@ -56,7 +57,7 @@ class CanaryStep(Step):
     )
     percents: list[Percent] = Field(default=[10, 50], min_length=1, description="of the traffic, one after the other")
     rate: Rate = Field(50.0, validate_default=False, description="of the load that runs all the time")
-    protocol: Literal["rest", "binary", "grpc"] = "rest"
+    protocol: Unary = "rest"
     timeout: Duration = Field(10.0, validate_default=False, description="of a request")
     resolution: float = Field(
         0.1,

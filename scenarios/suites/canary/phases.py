@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.base.errors import MeasurementError
+from harness.base.protocols import Protocol
 from harness.kubernetes.kserve import is_pod_ready
-from harness.load.job import Protocol
 from harness.results.stats import draws_needed
 from scenarios.model.counters import Counter
 from scenarios.model.services import Variant

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.base.errors import MeasurementError
-from harness.load.job import Protocol
+from harness.base.protocols import Protocol
 from harness.load.runner import Control, Progress, StageResult, WorkerError, run_stage
 from harness.target.endpoint import Endpoint
 from scenarios.suites.shared.stage import Plan

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from harness.base.fields import Duration, Rate, Share, Strict
+from harness.base.protocols import Profile, Unary
 from scenarios.model.counters import Counter
 from scenarios.model.steps import Right, Traffic
 
@@ -16,7 +17,7 @@ class Against(Strict):
 
     name: str = Field("", description="how reports call it; by default the service and the protocol")
     service: str | None = Field(None, description="a service of this scenario; the step's own by default")
-    protocol: Literal["rest", "binary", "grpc"] | None = Field(None, description="the step's own by default")
+    protocol: Unary | None = Field(None, description="the step's own by default")
     price_per_hour: float | None = Field(None, gt=0, description="of what it runs on; the step's own by default")
 
     @model_validator(mode="after")
@@ -39,7 +40,7 @@ class CompareStep(Traffic):
     deploy: Literal["side_by_side", "in_turn"] = Field(
         "side_by_side", description="in_turn: one at a time, deployed anew for each block; for one GPU, say"
     )
-    protocol: Literal["rest", "binary", "grpc"] = "rest"
+    protocol: Unary = "rest"
     rate: Rate | None = Field(None, description="open loop: requests a second, of each block")
     concurrency: int | None = Field(None, ge=1, description="closed loop: so many clients, of each block")
     rounds: int = Field(12, ge=6, le=1000, description="blocks of each variant")
@@ -57,7 +58,7 @@ class CompareStep(Traffic):
     fail_on: list[Literal["slower", "undecided", "faster", "parity", "conformance"]] = Field(
         default_factory=list, description="verdicts and differences that fail the run; none by default"
     )
-    conformance: list[Literal["rest", "binary", "grpc", "repository", "statistics", "openai", "generate"]] = Field(
+    conformance: list[Profile] = Field(
         default_factory=list, description="profiles that each variant is checked for, to say how they differ"
     )
     price_per_hour: float | None = Field(None, gt=0, description="of what the baseline runs on, in any currency")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from harness.base.errors import UsageError
-from harness.load.job import Protocol
+from harness.base.protocols import Protocol
 from harness.results.records import Record
 from scenarios.suites.compare.contenders import Comparing, Contender
 from scenarios.suites.compare.model import CompareStep

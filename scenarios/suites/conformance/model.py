@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from harness.base.fields import Duration
+from harness.base.protocols import Profile
 from scenarios.model.steps import Step
 
 
@@ -16,9 +17,7 @@ class ConformanceStep(Step):
     through_ingress: ClassVar[bool] = False
 
     suite: Literal["conformance"]
-    profiles: list[Literal["rest", "binary", "grpc", "repository", "statistics", "openai", "generate", "metrics"]] = (
-        Field(default=["rest", "grpc"], description="repository unloads the model for a moment")
-    )
+    profiles: list[Profile] = Field(default=["rest", "grpc"], description="repository unloads the model for a moment")
     fuzz: Duration | None = Field(None, description="afterwards, requests that nobody wrote down, for so long")
     metrics: str = Field("/metrics", description="where the service speaks to Prometheus: a path, or a whole URL")
 

@@ -10,11 +10,11 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.base.errors import ClusterError, MeasurementError, ServecertError
+from harness.base.protocols import Protocol
 from harness.base.units import format_duration
 from harness.kubernetes.events import more_often
 from harness.kubernetes.kserve import is_pod_running
 from harness.kubernetes.podwatch import PodWatch
-from harness.load.job import Protocol
 from harness.results.records import CheckResult, Level, Record
 from harness.target.inputs import cases_for
 from harness.target.protocol.rest import RestClient, json_request

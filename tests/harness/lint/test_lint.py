@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from harness.base.errors import UsageError
+from harness.base.quantities import parse_quantity
 from harness.cli.lint import measured
 from harness.lint import RULES, Facts, lint, read_manifests, subjects_of
-from harness.lint.manifests import parse_quantity
 from harness.results.records import Measurement, Record
 from harness.results.runstore import RunStore
 from tests.helpers import servecert
@@ -108,6 +108,7 @@ CASES: list[tuple[str, str, tuple[Any, ...], Any]] = [
     ("storage.missing", "service", (*MODEL, "storageUri"), None),
     ("storage.file", "service", (*MODEL, "storageUri"), "file:///models/iris"),
     ("field.unknown", "service", (*PREDICTOR, "minReplica"), 1),
+    ("field.unknown", "service", (*PREDICTOR, "mlflow"), {"storageUri": "s3://models/iris"}),  # a format, not a field
     ("field.deprecated", "service", ("apiVersion",), "serving.kserve.io/v1alpha2"),
     ("field.deprecated", "service", ("metadata", "annotations", "serving.kserve.io/deploymentMode"), "Serverless"),
     ("field.deprecated", "service", (*PREDICTOR, "sklearn"), {"storageUri": "s3://m/x"}),

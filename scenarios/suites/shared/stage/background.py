@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.base.errors import MeasurementError
-from harness.load.job import Job, Protocol
+from harness.base.protocols import Protocol
+from harness.load.job import Job
 from harness.load.recording import WRONG_ANSWER, Examples
 from harness.load.runner import Control, StageResult, WorkerError, run_stage
 from harness.target.endpoint import Endpoint

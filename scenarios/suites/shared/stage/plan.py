@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.base.errors import UsageError
+from harness.base.protocols import Protocol
 from harness.load import arrivals
-from harness.load.job import Protocol
 from harness.results.slo import Objective
 
 LEAD_IN_S = 1.0

@@ -11,7 +11,8 @@ import httpx
 import numpy as np
 
 from harness.base.errors import ProtocolError, UsageError
-from harness.load.job import ID_PLACEHOLDER, ID_WIDTH, Job, Protocol, Request
+from harness.base.protocols import Protocol
+from harness.load.job import ID_PLACEHOLDER, ID_WIDTH, Job, Request
 from harness.load.runner import StageResult
 from harness.target.endpoint import Endpoint
 from harness.target.inputs import Case
