@@ -383,15 +383,16 @@ def lines(series: Series) -> Figure:
     return figure
 
 
-_DRAWN: dict[str, tuple[Callable[[Series], Figure], str]] = {
-    "cold-start": (waterfall, "Cold starts by phase"),
-    "split": (split, "The candidate's share of the traffic over time"),
+_DRAWN: dict[str, tuple[Callable[[Series, StageView | None], Figure], str]] = {
+    "replicas": (replicas, "Pods, offered load and latency over time"),
+    "cold-start": (lambda series, _: waterfall(series), "Cold starts by phase"),
+    "split": (lambda series, _: split(series), "The candidate's share of the traffic over time"),
 }
 
 
 def of_series(series: Series, stage: StageView | None) -> tuple[Figure, str]:
     """The drawing of a series of a step, and what it shows in words. ``stage`` is the step's load, where it has one."""
-    if series.kind == "replicas":
-        return replicas(series, stage), "Pods, offered load and latency over time"
-    draw, label = _DRAWN.get(series.kind, (lines, f"{series.kind}: each column over {next(iter(series.columns))}"))
-    return draw(series), label
+    if series.kind in _DRAWN:
+        draw, label = _DRAWN[series.kind]
+        return draw(series, stage), label
+    return lines(series), f"{series.kind}: each column over {next(iter(series.columns))}"

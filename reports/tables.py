@@ -159,7 +159,7 @@ def service_rows(run: Run) -> list[ServiceRow]:
                 f"{ready:.1f} s" if ready is not None else "–",
                 **{
                     name: tally([check for check in mine if column_of(check.suite) == name])
-                    for name in (*COLUMN_OF.values(), CLUSTER)
+                    for name in {*COLUMN_OF.values(), CLUSTER}
                 },
             )
         )

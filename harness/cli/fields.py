@@ -50,7 +50,15 @@ def _parts(annotation: object) -> Iterator[object]:
         yield from _parts(part)
 
 
+def _nested(field: FieldInfo) -> bool:
+    """Whether a value has parts with names, which one word on a command line cannot say."""
+    parts = list(_parts(field.annotation))
+    return any(get_origin(part) is dict or (isinstance(part, type) and issubclass(part, BaseModel)) for part in parts)
+
+
 def _metavar(field: FieldInfo) -> str:
+    if _nested(field):
+        return "YAML"
     parts = [*field.metadata, *_parts(field.annotation)]
     kinds = [METAVARS[part.func] for part in parts if isinstance(part, BeforeValidator) and part.func in METAVARS]
     kinds += ["N"] if int in parts else []
@@ -59,9 +67,7 @@ def _metavar(field: FieldInfo) -> str:
         return "|".join(kinds)
     if Path in parts:
         return "FILE"
-    if float in parts:
-        return "NUMBER"
-    return "YAML" if any(isinstance(part, type) and issubclass(part, BaseModel) for part in parts) else "TEXT"
+    return "NUMBER" if float in parts else "TEXT"
 
 
 def _default(field: FieldInfo) -> str:
@@ -82,9 +88,8 @@ def validated(model: type[_M], texts: Mapping[str, object], given: Mapping[str, 
         if text is None or text == []:
             continue
         field = model.model_fields[name]
-        nested = any(isinstance(part, type) and issubclass(part, BaseModel) for part in _parts(field.annotation))
         try:
-            values[name] = yaml.safe_load(str(text)) if nested else text
+            values[name] = yaml.safe_load(str(text)) if _nested(field) else text
         except yaml.YAMLError as error:
             raise UsageError(f"{option_of(name, field)}: {text!r} is not YAML") from error
     try:
@@ -92,14 +97,20 @@ def validated(model: type[_M], texts: Mapping[str, object], given: Mapping[str, 
     except ValidationError as error:
         problems = []
         for item in error.errors():
-            name = next((str(part) for part in item["loc"]), "")
-            option = f"{option_of(name, model.model_fields[name])} {item['input']!r}: " if name else ""
-            problems.append(option + item["msg"].removeprefix("Value error, "))
+            problem = item["msg"].removeprefix("Value error, ")
+            if item["loc"]:
+                name, *inside = map(str, item["loc"])
+                field = model.model_fields[name]
+                if inside and _nested(field):
+                    problem = f"{'.'.join(inside)}: {problem}"
+                problem = f"{option_of(name, field)} {item['input']!r}: {problem}"
+            problems.append(problem)
         raise UsageError("; ".join(problems)) from error
 
 
 def with_options(function: Callable[..., None], own: list[inspect.Parameter]) -> Callable[..., None]:
-    """``function``, which takes ``**texts``, as a command line sees it: with ``own`` in the place of those."""
+    """``function``, which takes ``**texts``, as a command line sees it: with ``own`` in the place of those, after its
+    first two, which are where and what it asks."""
     signature = inspect.signature(function, eval_str=True)
     fixed = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
     fixed = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in fixed]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -31,10 +32,7 @@ from scenarios.engine.steps import run_step
 from scenarios.file.reading import find_scenario, json_schema, load_scenario
 from scenarios.file.scenario import Scenario
 from scenarios.model.steps import Step
-from scenarios.suites.capacity.model import CapacityStep
-from scenarios.suites.conformance.model import ConformanceStep
-from scenarios.suites.load.model import LoadStep
-from scenarios.suites.parity.model import ParityStep
+from scenarios.suites import suites
 from scenarios.suites.shared.suite import Target
 
 app = typer.Typer()
@@ -105,7 +103,7 @@ def _print_scenario(scenario: Scenario) -> None:
         print(f"---\n{yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True).rstrip()}")
     print("\n# to carry out:")
     for index, step in enumerate(scenario.steps):
-        print(f"# {index + 1}. {step.kind} on {step.service}")
+        print(f"# {index + 1}. {step.suite} on {step.service}")
 
 
 def _run_one(scenario: Scenario, output: Output) -> int:
@@ -153,22 +151,23 @@ def _endpoint(
 
 
 def _run_step(step: Step, endpoint: Endpoint, seed: int, output: Output) -> NoReturn:
-    name = f"{step.kind}"
+    name = step.suite
 
     async def work(store: RunStore, observer: Observer) -> None:
-        store.info["kind"] = step.kind
+        store.info["kind"] = step.suite
         store.info["services"][endpoint.service] = {"runtime": endpoint.runtime, "model": endpoint.model}
-        store.info["steps"] = [{"name": name, "suite": step.kind, "service": endpoint.service, "state": "running"}]
+        store.info["steps"] = [{"name": name, "suite": step.suite, "service": endpoint.service, "state": "running"}]
         store.save_info()
-        observer.phase(f"{step.kind} on {endpoint.url}")
+        observer.phase(f"{step.suite} on {endpoint.url}")
         await run_step(step, name, Target(endpoint), seed, store, observer)
         store.info["steps"][0]["state"] = "done"
 
-    raise typer.Exit(execute(f"{step.kind} of {endpoint.model}", seed, work, output))
+    raise typer.Exit(execute(f"{step.suite} of {endpoint.model}", seed, work, output))
 
 
-GIVEN = {"service": "target"}
-"""What a command says of a step by itself."""
+def _step(suite: str, texts: Mapping[str, object]) -> Any:
+    """A step of a suite on the one server that there is. Raises UsageError that names the option."""
+    return validated(suites()[suite].step, texts, {"suite": suite, "service": "target"})
 
 
 def conformance(
@@ -192,8 +191,7 @@ def conformance(
     texts["profiles"] = texts["profiles"] or ["rest", *(["grpc"] if grpc else [])]
     if "grpc" in texts["profiles"] and not grpc:
         raise UsageError("--profile grpc needs --grpc HOST:PORT")
-    step = validated(ConformanceStep, texts, {**GIVEN, "suite": "conformance"})
-    _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
+    _run_step(_step("conformance", texts), endpoint, seed, Output(out, json, junit, quiet))
 
 
 def parity(
@@ -211,8 +209,7 @@ def parity(
 ) -> None:
     """Compares a running server with golden outputs."""
     endpoint = _endpoint(url, model, grpc, host, None, golden, ca)
-    step = validated(ParityStep, texts, {**GIVEN, "suite": "parity"})
-    _run_step(step, endpoint, 1, Output(out, json, junit, quiet))
+    _run_step(_step("parity", texts), endpoint, 1, Output(out, json, junit, quiet))
 
 
 Seed = Annotated[int, typer.Option(metavar="N", help="of everything that is drawn at random")]
@@ -251,61 +248,48 @@ def _load_endpoint(
     return replace(endpoint, mix=tuple(mix))
 
 
-def load(
-    url: Url,
-    model: Model,
-    seed: Seed = 1,
-    grpc: Grpc = "",
-    host: Host = "",
-    payload: Payloads = None,
-    golden: Golden = None,
-    ca: Ca = None,
-    out: Out = None,
-    json: Json = "",
-    junit: Junit = None,
-    quiet: Quiet = False,
-    **texts: Any,
-) -> None:
-    """Sends load to a running server.
+def _traffic(suite: str, help_: str, defaults: dict[str, str]) -> Callable[..., None]:
+    """The command of a suite that sends load."""
 
-    Latency counts from the moment a request was due, so that a server that stands still cannot hide it.
-    """
-    step = validated(LoadStep, texts, {**GIVEN, "suite": "load"})
-    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, ca, step.protocol)
-    _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
+    def command(
+        url: Url,
+        model: Model,
+        seed: Seed = 1,
+        grpc: Grpc = "",
+        host: Host = "",
+        payload: Payloads = None,
+        golden: Golden = None,
+        ca: Ca = None,
+        out: Out = None,
+        json: Json = "",
+        junit: Junit = None,
+        quiet: Quiet = False,
+        **texts: Any,
+    ) -> None:
+        said = {name: text for name, text in texts.items() if text is not None}
+        step = _step(suite, defaults | said)
+        endpoint = _load_endpoint(url, model, grpc, host, payload, golden, ca, step.protocol)
+        _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
 
-
-def capacity(
-    url: Url,
-    model: Model,
-    seed: Seed = 1,
-    grpc: Grpc = "",
-    host: Host = "",
-    payload: Payloads = None,
-    golden: Golden = None,
-    ca: Ca = None,
-    out: Out = None,
-    json: Json = "",
-    junit: Junit = None,
-    quiet: Quiet = False,
-    **texts: Any,
-) -> None:
-    """Searches the highest rate that meets the objectives."""
-    texts["duration"] = texts["duration"] or TRIAL
-    step = validated(CapacityStep, texts, {**GIVEN, "suite": "capacity"})
-    endpoint = _load_endpoint(url, model, grpc, host, payload, golden, ca, step.protocol)
-    _run_step(step, endpoint, seed, Output(out, json, junit, quiet))
+    command.__doc__ = help_
+    return command
 
 
-TRIAL = "5s"
-"""Of a trial, where the command line does not say it."""
-for _command, _step, _defaults in (
-    (conformance, ConformanceStep, {"profiles": "rest, and grpc with --grpc"}),
-    (parity, ParityStep, {}),
-    (load, LoadStep, {}),
-    (capacity, CapacityStep, {"duration": TRIAL}),
+LOAD = """Sends load to a running server.
+
+Latency counts from the moment a request was due, so that a server that stands still cannot hide it.
+"""
+CAPACITY = "Searches the highest rate that meets the objectives."
+TRIAL = {"duration": "5s"}
+"""Of a capacity's trial, where the command line does not say it."""
+for _suite, _command, _defaults in (
+    ("conformance", conformance, {"profiles": "rest, and grpc with --grpc"}),
+    ("parity", parity, {}),
+    ("load", _traffic("load", LOAD, {}), {}),
+    ("capacity", _traffic("capacity", CAPACITY, TRIAL), TRIAL),
 ):
-    app.command()(with_options(_command, parameters(_step, ("suite", "service", "name"), _defaults)))
+    _own = parameters(suites()[_suite].step, ("suite", "service", "name"), _defaults)
+    app.command(_suite)(with_options(_command, _own))
 
 
 @app.command()

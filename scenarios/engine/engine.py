@@ -86,10 +86,10 @@ class Engine:
         scenario, store = self.scenario, self.store
         store.write_text("scenario.yaml", resolved(scenario))
         store.info["steps"] = [
-            {"name": scenario.step_name(index), "suite": step.kind, "service": step.service, "state": "planned"}
+            {"name": scenario.step_name(index), "suite": step.suite, "service": step.service, "state": "planned"}
             for index, step in enumerate(scenario.steps)
         ]
-        store.info["suites"] = {step.kind: suites()[step.kind].title for step in scenario.steps}
+        store.info["suites"] = {step.suite: suites()[step.suite].title for step in scenario.steps}
         store.info["services"] = {
             name: {"runtime": service.runtime or "custom", "model": service.model or service.served_model or name}
             for name, service in scenario.services.items()
@@ -337,7 +337,7 @@ class Engine:
                 self.store.save_info()
                 continue
             runtime = deployed.endpoint.runtime if deployed is not None else turn.runtime if turn is not None else ""
-            self.observer.phase(f"{step.kind} on {step.service} ({runtime})")
+            self.observer.phase(f"{step.suite} on {step.service} ({runtime})")
             self._event("step begins", name)
             started = time.monotonic()
             entry["state"] = "running"

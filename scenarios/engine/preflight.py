@@ -148,7 +148,7 @@ def _deployments(kube: Kube, namespace: str, names: tuple[str, ...], fix: str) -
 
 def _knative(subject: _Subject) -> Iterator[Finding]:
     """Only where a step or a service needs it."""
-    needing = sorted({step.kind for step in subject.scenario.steps if step.needs_knative})
+    needing = sorted({step.suite for step in subject.scenario.steps if step.needs_knative})
     zero = sorted(name for name, item in subject.scenario.services.items() if item.predictor.get("minReplicas") == 0)
     if not needing and not zero:
         return
@@ -472,7 +472,7 @@ def _routes(subject: _Subject) -> Iterator[Finding]:
             yield Finding(
                 f"port.{number}",
                 Answer.FAILED,
-                f"{step.kind} over {_PORT[port]} on {name}",
+                f"{step.suite} over {_PORT[port]} on {name}",
                 f"its {_PORT[routed]} port alone is routed to",
                 f"{change} (a second service, where both are needed)",
             )

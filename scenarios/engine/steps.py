@@ -23,7 +23,7 @@ async def run_step(step: Step, name: str, target: Target, seed: int, store: RunS
         return store.save(f"{name}-{file}", text)
 
     task = Task(name, target, seed, observer, samples_name, save)
-    async for record in suites()[step.kind].run(step, task):
+    async for record in suites()[step.suite].run(step, task):
         store.add(record)
         observer.record(record)
         count += 1

@@ -267,7 +267,7 @@ def _cross_check(scenario: Scenario, lines: dict[Location, int]) -> list[tuple[i
             problem(("steps", index, "service"), f"no service {step.service!r} in this scenario; there are {known}")
         elif step.needs_golden and scenario.services[step.service].model is None:
             problem(
-                ("steps", index), f"{step.kind} needs golden outputs, which only a service with a catalog model has"
+                ("steps", index), f"{step.suite} needs golden outputs, which only a service with a catalog model has"
             )
         for place, other in step.others():
             if other not in scenario.services:

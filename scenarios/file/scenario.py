@@ -42,4 +42,4 @@ class Scenario(Strict):
 
     def step_name(self, index: int) -> str:
         step = self.steps[index]
-        return step.name or f"{index + 1}-{step.kind}-{step.service}"
+        return step.name or f"{index + 1}-{step.suite}-{step.service}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
@@ -38,6 +38,8 @@ Workers = Annotated[
 class Step(Strict):
     """What a suite is asked to do with a service. A suite's own model says what it needs for that."""
 
+    if TYPE_CHECKING:
+        suite: str  # each suite's model has it, as the literal of its name
     service: str = Field(description="a service of this scenario")
     name: str = Field("", description="how reports call the step; by default its suite, service and position")
 
@@ -48,11 +50,6 @@ class Step(Strict):
     """Whether the answers must come the way that clients come; otherwise a port forwarded to a pod will do."""
     single_requests: ClassVar[bool] = False
     """Whether single requests over HTTP are sent beside the load, through the ingress."""
-
-    @property
-    def kind(self) -> str:
-        """The suite's name."""
-        return str(getattr(self, "suite", ""))
 
     def others(self) -> list[tuple[tuple[str | int, ...], str]]:
         """Services besides ``service`` that the step names, each with the place of its name in the step."""

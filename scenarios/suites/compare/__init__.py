@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-from harness.results.records import Record
 from scenarios.suites.compare.model import CompareStep
-from scenarios.suites.shared.suite import Suite, Task
+from scenarios.suites.shared.suite import Suite
 
-
-def _run(step: CompareStep, task: Task) -> AsyncIterator[Record]:
-    from scenarios.suites.compare.run import run  # late: a scenario is read without it
-
-    return run(step, task)
-
-
-SUITE = Suite("compare", "Comparison", CompareStep, _run)
+SUITE = Suite("Comparison", CompareStep)

@@ -35,9 +35,7 @@ def run(step: CompareStep, task: Task) -> AsyncIterator[Record]:
 def contenders(step: CompareStep, task: Task) -> list[Contender]:
     """The baseline, and what it is compared with. Raises UsageError for one that is not there."""
     target = task.target
-    plan = replace(
-        plan_of(step, task.name, task.seed), rate_per_s=step.rate, concurrency=step.concurrency, warmup_s=step.warmup
-    )
+    plan = replace(plan_of(step, task), rate_per_s=step.rate, concurrency=step.concurrency, warmup_s=step.warmup)
 
     def contender(label: str, service: str, protocol: Protocol, price: float | None) -> Contender:
         mine = replace(plan, protocol=protocol)

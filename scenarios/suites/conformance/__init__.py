@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-from harness.results.records import Record
 from scenarios.suites.conformance.model import ConformanceStep
-from scenarios.suites.shared.suite import Suite, Task
+from scenarios.suites.shared.suite import Suite
 
-
-def _run(step: ConformanceStep, task: Task) -> AsyncIterator[Record]:
-    from scenarios.suites.conformance.run import run  # late: a scenario is read without it
-
-    return run(step, task)
-
-
-SUITE = Suite("conformance", "Conformance", ConformanceStep, _run)
+SUITE = Suite("Conformance", ConformanceStep)

@@ -7,15 +7,16 @@ from dataclasses import replace
 
 from harness.results.records import Measurement, Record, TimelineEvent
 from scenarios.suites.load.model import LoadStep, Published
-from scenarios.suites.shared.planning import live_view, plan_of, watched
+from scenarios.suites.shared.live import Live
+from scenarios.suites.shared.planning import plan_of, watched
 from scenarios.suites.shared.stage import load
 from scenarios.suites.shared.stage.plan import Plan
 from scenarios.suites.shared.suite import Task
 
 
-def load_plan(step: LoadStep, name: str, seed: int) -> Plan:
+def _plan(step: LoadStep, task: Task) -> Plan:
     return replace(
-        plan_of(step, name, seed),
+        plan_of(step, task),
         warmup_s=None if step.warmup == "steady" else float(step.warmup),
         rate_per_s=step.rate,
         segments=tuple(step.segments()),
@@ -28,8 +29,8 @@ def load_plan(step: LoadStep, name: str, seed: int) -> Plan:
 
 
 def run(step: LoadStep, task: Task) -> AsyncIterator[Record]:
-    plan = load_plan(step, task.name, task.seed)
-    live = live_view(task, plan.lead_in_s + plan.length_s)
+    plan = _plan(step, task)
+    live = Live(task.name, plan.lead_in_s + plan.length_s, task.observer.status)
     target, samples = task.target, task.samples_name(task.name)
     records: AsyncIterator[Record] = load(target.there, plan, samples, live.show, task.observer.note, target.within)
     if step.published is not None:

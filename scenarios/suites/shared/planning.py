@@ -11,10 +11,10 @@ from scenarios.suites.shared.stage.plan import Plan
 from scenarios.suites.shared.suite import Task
 
 
-def plan_of(step: Traffic, name: str, seed: int) -> Plan:
+def plan_of(step: Traffic, task: Task) -> Plan:
     """What all steps of load say alike; the rate, the clients and the warm-up are left to the suite."""
     return Plan(
-        name=name,
+        name=task.name,
         duration_s=step.duration or 0.0,
         arrivals=step.arrivals,
         burstiness=step.burstiness,
@@ -23,14 +23,9 @@ def plan_of(step: Traffic, name: str, seed: int) -> Plan:
         connections=step.connections,
         processes=step.processes,
         workers=step.workers or "",
-        seed=seed,
+        seed=task.seed,
         objectives=step.objectives(),
     )
-
-
-def live_view(task: Task, total_s: float) -> Live:
-    """What somebody who watches sees of stages of ``total_s`` seconds."""
-    return Live(task.name, total_s, task.observer.status)
 
 
 async def watched(records: AsyncIterator[Record], task: Task, live: Live) -> AsyncIterator[Record]:

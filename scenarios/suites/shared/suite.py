@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, get_args
 
 from harness.base.errors import UsageError
-from harness.results.observer import Observer
-from harness.results.records import Record
-from harness.target.endpoint import Endpoint
 from scenarios.model.steps import Step
 
 if TYPE_CHECKING:
+    from harness.results.observer import Observer
+    from harness.results.records import Record
+    from harness.target.endpoint import Endpoint
     from scenarios.suites.shared.deployed import Deployed, Turn
     from scenarios.suites.shared.stage import Within
 
@@ -67,11 +68,20 @@ class Suite(Generic[_S]):
 
     What it needs of a cluster and of a service, its ``step`` model says (``scenarios.model.steps.Step``)."""
 
-    name: str
-    """As scenario files say it."""
     title: str
     """As reports call its part."""
     step: type[_S]
-    """What a scenario says of a step of this suite; its field ``suite`` is the literal ``name``."""
-    run: Callable[[_S, Task], AsyncIterator[Record]]
-    """Carries out a step; what it raises becomes an error of the run."""
+    """What a scenario says of a step of this suite; it lies in the package of the suite."""
+
+    @property
+    def name(self) -> str:
+        """As scenario files say it: what the model's field ``suite`` must be."""
+        (name,) = get_args(self.step.model_fields["suite"].annotation)
+        return str(name)
+
+    def run(self, step: _S, task: Task) -> AsyncIterator[Record]:
+        """Carries out a step, by ``run`` in the package's ``run.py``. What it raises becomes an error of the run."""
+        # Imported late: scenarios are read, and most commands end, without what carries suites out.
+        module = importlib.import_module(f"{self.step.__module__.rpartition('.')[0]}.run")
+        records: AsyncIterator[Record] = module.run(step, task)
+        return records

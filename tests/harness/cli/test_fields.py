@@ -51,6 +51,7 @@ def test_values_are_read_as_a_file_reads_them() -> None:
         ({"wait": "250"}, "--wait '250': expected a duration with a unit"),
         ({"count": "0"}, "--count '0'"),
         ({"inner": "{x: {depth: -1}}"}, "--inner -1"),
+        ({"inner": "{x: {depth: 1, width: 2}}"}, "--inner 2: x.width: Extra inputs are not permitted"),
         ({"inner": "{x: ["}, "--inner: '{x: [' is not YAML"),
     ],
 )
