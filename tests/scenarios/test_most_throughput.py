@@ -18,7 +18,8 @@ from scenarios.suites.shared.stage import Plan, load
 from tests.helpers import read_request, scripted_server
 from tests.scenarios.test_verdicts import server
 
-PARALLEL, SERVICE_S = 4, 0.02
+PARALLEL, SERVICE_S = 4, 0.05
+"""Long beside the time between an answer and the client's next request, which only more clients can fill."""
 INPUT = (example_tensor(TensorSpec("x", "FP32", (1, 2))),)
 
 
@@ -39,8 +40,7 @@ def serving() -> object:
     return serve
 
 
-async def test_the_fewest_clients_with_the_highest_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "SEARCH_PIECE_S", 1.0)
+async def test_the_fewest_clients_with_the_highest_throughput() -> None:
     notes: list[str] = []
     with scripted_server(serving()) as port:  # type: ignore[arg-type]
         endpoint = Endpoint("m", "r", f"http://127.0.0.1:{port}", "m", payload=INPUT)
